@@ -1,0 +1,175 @@
+"""Everything that can go wrong with a request, classified by whose fault it is.
+
+    DynamoError
+    ├── RequestError              the client's: fix the request
+    │   ├── InvalidRequest        400  a field is missing, of the wrong type or out of range
+    │   ├── ModelNotFound         404
+    │   ├── RouteNotFound         404
+    │   ├── MethodNotAllowed      405
+    │   ├── RequestTimeout        408  the body did not arrive in time
+    │   ├── PayloadTooLarge       413
+    │   ├── UnsupportedMediaType  415
+    │   └── ClientDisconnected    499  never sent; counted and logged
+    ├── UnavailableError          ours, for now: the same request may be sent again
+    │   ├── ModelNotReady         503  known, but no worker can be asked
+    │   ├── Overloaded            529
+    │   └── ShuttingDown          503
+    ├── WorkerError               the worker's
+    │   ├── CannotConnect         503  refused, unreachable, or refused the request before running it
+    │   ├── Disconnected          503  the stream ended before the worker completed it
+    │   ├── WorkerTimeout         504  no byte for longer than allowed
+    │   ├── ResponseTooLarge      502  a frame over the size limit
+    │   └── BackendError          as the worker's own error class says
+    └── InternalError             500  a bug of ours; the message says nothing else
+
+The HTTP, gRPC and SSE forms of these are made in one place each, from `status`, `type`, `code`, `param`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DynamoError(Exception):
+    """Base of all; `str(error)` is safe to show to a client."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class RequestError(DynamoError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(RequestError):
+    """`param` is the path of the field at fault, as in `messages[0].content`."""
+
+    code = "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class ModelNotFound(RequestError):
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model {model!r} does not exist or is not registered with this gateway.")
+        self.param = "model"
+
+
+class RouteNotFound(RequestError):
+    status = 404
+    code = "route_not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """`allow` is the value of the Allow header."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allow: str) -> None:
+        super().__init__(f"{path} does not accept {method}; it accepts {allow}.")
+        self.allow = allow
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    code = "request_timeout"
+
+
+class PayloadTooLarge(RequestError):
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ClientDisconnected(RequestError):
+    status = 499
+    code = "client_disconnected"
+
+
+class UnavailableError(DynamoError):
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+
+
+class ModelNotReady(UnavailableError):
+    code = "model_not_ready"
+
+
+class Overloaded(UnavailableError):
+    status = 529
+    type = "overloaded"
+    code = "overloaded"
+
+
+class ShuttingDown(UnavailableError):
+    code = "shutting_down"
+
+
+class WorkerError(DynamoError):
+    """`is_migratable`: nothing is known to be wrong with the request itself, so another worker may be asked."""
+
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+    is_migratable: ClassVar[bool] = True
+
+
+class CannotConnect(WorkerError):
+    code = "worker_unreachable"
+
+
+class Disconnected(WorkerError):
+    code = "worker_disconnected"
+
+
+class WorkerTimeout(WorkerError):
+    status = 504
+    type = "timeout"
+    code = "worker_timeout"
+
+
+class ResponseTooLarge(WorkerError):
+    status = 502
+    code = "worker_response_too_large"
+    is_migratable = False
+
+
+class BackendError(WorkerError):
+    """The worker answered with an error of its own; its class decides the status (wire.md §2.4)."""
+
+    is_migratable = False
+    retry_after_s = None
+
+    def __init__(self, message: str, status: int = 500, code: str = "backend_error", type: str = "server_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.type = type
+
+
+class InternalError(DynamoError):
+    code = "internal_error"
+
+    def __init__(self, message: str = "The gateway hit an internal error; the request id is in x-request-id.") -> None:
+        super().__init__(message)

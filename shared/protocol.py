@@ -1,0 +1,275 @@
+"""The structs Dynamo 1.6.1 puts on its planes: discovery values, request, response. Source: wire.md §1-§3.
+
+Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request plane a body is a msgpack or JSON *map*;
+which one is the instance's `request_plane_codec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+# --------------------------------------------------------------------------- discovery
+
+
+class Instance(Struct, tag_field="type", tag="Endpoint", omit_defaults=True):
+    """Value below `v1/instances`: where one endpoint of one process is served."""
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: int
+    transport: dict[str, str]
+    device_type: str | None = None
+    request_plane_codec: str | None = None  # missing means json
+
+
+class Registration(Struct, tag_field="type", tag="Model", omit_defaults=True):
+    """Value below `v1/mdc`: one instance says which model it serves. `card_json` stays raw until someone needs it."""
+
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: int
+    card_json: msgspec.Raw
+    model_suffix: str | None = None
+
+
+class FileRef(Struct, omit_defaults=True):
+    """A file of the model: `path` is local or a URL, `checksum` is `blake3:<64 hex>`, `size` in bytes."""
+
+    path: str
+    checksum: str
+    size: int | None = None
+
+
+class ChatTemplateFile(Struct):
+    file: FileRef
+    is_custom: bool = False
+
+
+class RuntimeConfig(Struct):
+    """What the engine behind a card told its frontend. Sizes in tokens, blocks or sequences as named."""
+
+    context_length: int | None = None
+    total_kv_blocks: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    exclude_tools_when_tool_choice_none: bool = True
+    data_parallel_start_rank: int = 0
+    data_parallel_size: int = 1
+    enable_local_indexer: bool = True
+    enable_eagle: bool = False
+    tokenizer_backend: str | None = None
+
+
+class ModelDeploymentCard(Struct, kw_only=True):
+    """The part of a card a frontend reads. One-key objects such as `tokenizer` name the kind of file they hold."""
+
+    display_name: str
+    slug: str = ""
+    source_path: str | None = None
+    model_info: dict[str, FileRef] | None = None
+    tokenizer: dict[str, FileRef] | None = None
+    prompt_formatter: dict[str, FileRef] | None = None
+    chat_template_file: dict[str, ChatTemplateFile] | None = None
+    gen_config: dict[str, FileRef] | None = None
+    prompt_context: list[Any] | None = None
+    architectural_max_context_length: int | None = None
+    context_length: int | None = None
+    kv_cache_block_size: int = 16
+    migration_limit: int = 0
+    model_type: str = ""
+    model_input: str = "Tokens"
+    worker_type: str | None = None
+    needs: list[list[str]] = []
+    lora: dict[str, Any] | None = None
+    aliases: list[str] = []
+    user_data: Any = None
+    runtime_config: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
+    router_config: msgspec.Raw | UnsetType | None = UNSET
+    indexer_identity: str | None = None
+    extra_files: list[FileRef] | None = None
+
+    @property
+    def model_types(self) -> frozenset[str]:
+        """`"Chat | Completions"` as a set."""
+        return frozenset(part.strip() for part in self.model_type.split("|") if part.strip())
+
+    @property
+    def max_context_length(self) -> int:
+        """Effective context in tokens, 0 when nobody knows (wire.md §1.5)."""
+        return self.runtime_config.context_length or self.architectural_max_context_length or self.context_length or 0
+
+    @property
+    def role(self) -> str:
+        """Worker type with the legacy default: a Prefill flag means prefill, else aggregated."""
+        return self.worker_type or ("prefill" if "Prefill" in self.model_types else "aggregated")
+
+
+# --------------------------------------------------------------------------- request plane
+
+
+class ConnectionInfo(Struct):
+    """`info` is itself a JSON string (`CallHome`)."""
+
+    info: str
+    transport: str = "tcp_server"
+
+
+class CallHome(Struct):
+    """Where the worker dials to stream its answer, and the one-time `subject` it shows there."""
+
+    address: str
+    subject: str
+    context: str
+    stream_type: str = "response"
+
+
+class ControlMessage(Struct):
+    id: str
+    connection_info: ConnectionInfo
+    request_type: str = "single_in"
+    response_type: str = "many_out"
+    payload_codec: str = "json"
+    metadata: dict[str, str] | UnsetType = UNSET
+
+
+class Handshake(Struct):
+    """First frame of a worker on the response socket."""
+
+    subject: str
+    stream_type: str = "response"
+
+
+class StopConditions(Struct):
+    max_tokens: int | None = None
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    stop_token_ids_visible: list[int] | None = None
+    stop_token_ids_hidden: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    max_thinking_tokens: int | None = None
+
+
+class SamplingOptions(Struct):
+    n: int | None = None
+    best_of: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    seed: int | None = None
+    include_stop_str_in_output: bool | None = None
+    guided_decoding: dict[str, Any] | None = None
+    logit_bias: dict[str, float] | UnsetType | None = UNSET
+
+
+class OutputOptions(Struct):
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    formatted_prompt: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class Routing(Struct, omit_defaults=True):
+    """Placement wishes and facts that travel with the request; all optional."""
+
+    backend_instance_id: int | None = None
+    prefill_worker_id: int | None = None
+    decode_worker_id: int | None = None
+    dp_rank: int | None = None
+    prefill_dp_rank: int | None = None
+    expected_output_tokens: int | None = None
+    lora_name: str | None = None
+    cache_salt: str | None = None
+    priority_jump: float | None = None
+    strict_priority: int | None = None
+    priority: int | None = None
+    allowed_worker_ids: list[int] | None = None
+
+
+class PreprocessedRequest(Struct):
+    """What a worker with model_input Tokens is asked. `token_ids` is a list on our side of the encoder, or a `Raw` already
+    in the payload codec."""
+
+    model: str
+    token_ids: list[int] | msgspec.Raw
+    stop_conditions: StopConditions
+    sampling_options: SamplingOptions
+    output_options: OutputOptions
+    eos_token_ids: list[int]
+    mdc_sum: str
+    annotations: list[str]
+    routing: Routing
+    router_config_override: dict[str, Any] | None = None
+    extra_args: dict[str, Any] | UnsetType = UNSET
+
+
+class WorkerErrorPayload(Struct):
+    """Dynamo's error object on the wire."""
+
+    message: str = ""
+    error_type: str | dict[str, str] | None = None
+    klass: str | None = msgspec.field(default=None, name="class")
+    reason: str | None = None
+
+
+class TopLogprob(Struct):
+    token_id: int = 0
+    token: str | None = None
+    logprob: float = 0.0
+    rank: int | None = None
+    bytes: list[int] | None = None
+
+
+class EngineOutput(Struct):
+    """One item of a worker's answer: `token_ids` are *new* tokens."""
+
+    token_ids: list[int] = []
+    text: str | None = None
+    log_probs: list[float] | None = None
+    top_logprobs: list[list[TopLogprob]] | None = None
+    finish_reason: str | dict[str, str] | None = None
+    stop_reason: str | int | None = None
+    index: int | None = None
+    completion_usage: dict[str, Any] | None = None
+    disaggregated_params: Any = None
+    extra_args: Any = None
+
+
+class Annotated(Struct):
+    """Envelope of an item. `event` is None for data, `"error"` for failure, else the name of an annotation."""
+
+    data: EngineOutput | None = None
+    event: str | None = None
+    comment: list[str] | None = None
+    error: WorkerErrorPayload | None = None
+
+
+class ResponseItem(Struct):
+    """Data frame of the response socket."""
+
+    data: Annotated | None = None
+    complete_final: bool = False
+
+
+class Prologue(Struct):
+    """Second frame of the response socket: `error` is None when the engine accepted the request."""
+
+    error: str | None = None
+    typed_error: WorkerErrorPayload | None = None
+
+
+Codec = Literal["json", "msgpack"]
