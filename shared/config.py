@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -33,6 +34,8 @@ class Option:
     parse: Callable[[str], Any] | None
     is_secret: bool
     deprecated: str | None
+    minimum: float | None = None
+    maximum: float | None = None
 
 
 def option(
@@ -45,12 +48,13 @@ def option(
     parse: Callable[[str], Any] | None = None,
     is_secret: bool = False,
     deprecated: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
 ) -> Any:
-    """A dataclass field that is also a flag and an environment variable (the first of several `env` that is set wins)."""
+    """A dataclass field that is also a flag and an environment variable; the first of several `env` that is set wins."""
     names = (env,) if isinstance(env, str) else env
-    return dataclasses.field(
-        default=default, metadata={"option": Option(names, flags, help, choices, parse, is_secret, deprecated)}
-    )
+    opt = Option(names, flags, help, choices, parse, is_secret, deprecated, minimum, maximum)
+    return dataclasses.field(default=default, metadata={"option": opt})
 
 
 def parse_bool(text: str) -> bool:
@@ -65,6 +69,13 @@ def parse_bool(text: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of the per-process configs: `load` them, never build argparse by hand."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, wherever they came from. A subclass with rules of its own calls this first."""
+        for name, (_field, opt, _kind) in self.options().items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not _is_within(value, opt.minimum, opt.maximum):
+                raise ConfigError(f"{spelling(name, opt)} must be {_range(opt.minimum, opt.maximum)}, not {value}")
 
     @classmethod
     def options(cls) -> dict[str, tuple[dataclasses.Field[Any], Option, Any]]:
@@ -117,9 +128,11 @@ class Config:
 
     @classmethod
     def _parser(cls, prog: str, description: str) -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+        parser = argparse.ArgumentParser(
+            prog=prog, usage="%(prog)s [options]", description=description, allow_abbrev=False
+        )
         for name, (field, opt, kind) in cls.options().items():
-            flags = opt.flags or ("--" + name.replace("_", "-"),)
+            flags = flags_of(name, opt)
             default = "unset" if field.default is None else field.default
             help = f"{opt.help} [{', '.join((*opt.env, f'default {default}'))}]".replace("%", "%%")
             if _plain_type(kind) is bool:
@@ -133,6 +146,29 @@ class Config:
                     help=help,
                 )
         return parser
+
+
+def flags_of(name: str, opt: Option) -> tuple[str, ...]:
+    return opt.flags or ("--" + name.replace("_", "-"),)
+
+
+def spelling(name: str, opt: Option) -> str:
+    """How a user may have given it, as in `--http-port (DYN_HTTP_PORT)`."""
+    flag = flags_of(name, opt)[0]
+    return f"{flag} ({', '.join(opt.env)})" if opt.env else flag
+
+
+def _is_within(value: float, minimum: float | None, maximum: float | None) -> bool:
+    is_bounded = minimum is not None or maximum is not None
+    return not is_bounded or (
+        math.isfinite(value) and (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
+    )
+
+
+def _range(minimum: float | None, maximum: float | None) -> str:
+    if minimum is not None and maximum is not None:
+        return f"from {minimum} to {maximum}"
+    return f"at least {minimum}" if minimum is not None else f"at most {maximum}"
 
 
 def _plain_type(kind: Any) -> Any:

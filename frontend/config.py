@@ -1,0 +1,238 @@
+"""Options of `dynamo-frontend`: the supervisor reads them once and hands the object to its children."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynamo.frontend.kv_options import KvRouterOptions
+from dynamo.shared.config import Config, ConfigError, option, spelling
+
+LOCAL_ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded")
+ROUTER_MODES = (*LOCAL_ROUTER_MODES, "kv", "direct", "device-aware-weighted")
+MIB = 1024 * 1024
+
+
+def dashed(text: str) -> str:
+    return text.strip().replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions(Config):
+    # ---- the HTTP server
+    http_host: str = option("0.0.0.0", env="DYN_HTTP_HOST", help="Address to listen on, IPv4 or IPv6.")
+    http_port: int = option(
+        8000, env="DYN_HTTP_PORT", minimum=0, maximum=65535, help="Port to listen on; 0 takes a free one and logs it."
+    )
+    workers: int = option(
+        1, env="DYN_FRONTEND_WORKERS", minimum=1, maximum=256, help="Acceptor processes; each uses one core."
+    )
+    tls_cert_path: str | None = option(
+        None, env="DYN_TLS_CERT_PATH", help="Certificate chain (PEM) to serve HTTPS with."
+    )
+    tls_key_path: str | None = option(None, env="DYN_TLS_KEY_PATH", help="Private key (PEM) of that certificate.")
+    listen_backlog: int = option(
+        4096, env="DYN_HTTP_LISTEN_BACKLOG", minimum=1, help="Connections that may wait to be accepted, per acceptor."
+    )
+    body_limit_mb: float = option(
+        45, env="DYN_HTTP_BODY_LIMIT_MB", minimum=0.001, help="Largest request body in MiB; larger ones get a 413."
+    )
+    body_read_timeout_s: float = option(
+        30,
+        env="DYN_HTTP_BODY_READ_TIMEOUT_SECS",
+        minimum=0.1,
+        help="Seconds in which a request body must have arrived.",
+    )
+    max_concurrent_requests: int = option(
+        4096,
+        env="DYN_FRONTEND_MAX_CONCURRENT_REQUESTS",
+        minimum=1,
+        help="Inference requests one acceptor runs at a time; further ones get the overload status.",
+    )
+    overload_status_code: int = option(
+        529,
+        env="DYN_HTTP_OVERLOAD_STATUS_CODE",
+        minimum=400,
+        maximum=599,
+        help="HTTP status that says 'overloaded, try again': 529, 503 or 429 are understood by clients.",
+    )
+    sse_keep_alive_interval_ms: int = option(
+        15_000,
+        env="DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS",
+        minimum=0,
+        help="Silence after which a stream carries a comment to keep proxies from closing it; 0 never does.",
+    )
+    backend_stream_timeout_s: float | None = option(
+        None,
+        env="DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS",
+        minimum=0.001,
+        help="Seconds of silence of a worker after which its request fails with a 504; unset waits for ever.",
+    )
+    graceful_shutdown_timeout_s: float = option(
+        30,
+        env="DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
+        minimum=0,
+        help="Seconds that running requests get to finish after SIGTERM.",
+    )
+    fd_limit_target: int = option(
+        8192, env="DYN_FRONTEND_FD_LIMIT_TARGET", minimum=0, help="Raise the limit of open files to this; 0 leaves it."
+    )
+    metrics_prefix: str = option("dynamo_frontend", env="DYN_METRICS_PREFIX", help="First part of every metric's name.")
+
+    # ---- what it serves
+    namespace: str | None = option(
+        None, env="DYN_NAMESPACE", help="Serve only the models of this namespace; unset serves those of all."
+    )
+    namespace_prefix: str | None = option(
+        None, env="DYN_NAMESPACE_PREFIX", help="Serve the namespaces that start with this; wins over --namespace."
+    )
+    discovery_backend: str = option(
+        "etcd",
+        env=("DYN_DISCOVERY_BACKEND", "DYN_STORE_KV"),
+        flags=("--discovery-backend", "--store-kv"),
+        choices=("etcd", "file", "mem", "kubernetes"),
+        help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem, "
+        "a store of this process tree alone that is gone with it.",
+    )
+    request_plane: str = option(
+        "tcp", env="DYN_REQUEST_PLANE", choices=("tcp", "nats", "http"), help="Transport of requests to workers."
+    )
+    event_plane: str = option(
+        "zmq", env="DYN_EVENT_PLANE", choices=("zmq", "nats"), help="Transport of KV events and load from workers."
+    )
+    model_path: str | None = option(
+        None, env="DYN_MODEL_PATH", help="Directory to look in for files of a model card that are not where it says."
+    )
+    migration_limit: int = option(
+        0, env="DYN_MIGRATION_LIMIT", minimum=0, help="How often a request may move to another worker after a failure."
+    )
+    tokenizer: str = option(
+        "default",
+        env="DYN_TOKENIZER",
+        choices=("default", "fastokens", "huggingface"),
+        help="default and fastokens take the faster library when it agrees with the reference one on this model; "
+        "huggingface always takes the reference one.",
+    )
+    tokenizer_cache: bool = option(
+        True, env="DYN_TOKENIZER_CACHE", help="Remember the tokens of prompt segments between special tokens."
+    )
+    tokenizer_cache_bytes: int = option(
+        32 * MIB, env="DYN_TOKENIZER_CACHE_BYTES", minimum=0, help="Memory that this cache may take, per acceptor."
+    )
+
+    # ---- placement
+    router_mode: str = option(
+        "round-robin",
+        env="DYN_ROUTER_MODE",
+        choices=ROUTER_MODES,
+        parse=dashed,
+        help="How a worker is chosen; underscores are accepted too.",
+    )
+    router_min_initial_workers: int = option(
+        0, env="DYN_ROUTER_MIN_INITIAL_WORKERS", minimum=0, help="Place nothing until this many workers were there."
+    )
+    inhibited_duration_s: float = option(
+        5,
+        env="DYN_RUNTIME_INHIBITED_DURATION_SECS",
+        minimum=0,
+        help="Seconds for which a worker that failed is not asked again; 0 asks it at once.",
+    )
+
+    # ---- the request plane
+    tcp_connect_timeout_s: float = option(
+        5, env="DYN_TCP_CONNECT_TIMEOUT", minimum=0.001, help="Seconds to connect to a worker."
+    )
+    tcp_request_timeout_s: float = option(
+        5, env="DYN_TCP_REQUEST_TIMEOUT", minimum=0.001, help="Seconds in which a worker must acknowledge a request."
+    )
+    tcp_pool_size: int = option(
+        100, env="DYN_TCP_POOL_SIZE", minimum=1, help="Connections to one worker, per acceptor."
+    )
+    tcp_channel_buffer: int = option(
+        1024, env="DYN_TCP_CHANNEL_BUFFER", minimum=1, help="Unacknowledged requests on one connection."
+    )
+    tcp_max_message_size: int = option(
+        32 * MIB, env="DYN_TCP_MAX_MESSAGE_SIZE", minimum=1024, help="Largest frame to or from a worker, in bytes."
+    )
+    tcp_response_stream_host: str | None = option(
+        None,
+        env="DYN_TCP_RESPONSE_STREAM_HOST",
+        help="Address at which workers reach us with their answers; unset finds the address of the default route.",
+    )
+    tcp_response_stream_port: int = option(
+        0,
+        env="DYN_TCP_RESPONSE_STREAM_PORT",
+        minimum=0,
+        maximum=65535,
+        help="Port for those answers: acceptor i takes this port plus i; 0 takes free ones.",
+    )
+
+    # ---- starting
+    mock_workers: int = option(
+        0,
+        env="DYN_FRONTEND_MOCK_WORKERS",
+        minimum=0,
+        maximum=64,
+        help="Also start this many built-in mock workers, serving the bundled demo model: no GPU, canned text.",
+    )
+    dump_config_to: str | None = option(
+        None, env="DYN_DUMP_CONFIG_TO", help="Write every option's value and origin to this file as JSON, then go on."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontendConfig(KvRouterOptions, ServingOptions):
+    """All options, those of serving before those of KV-aware routing, with the rules that hold between them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_tls()
+        self._check_response_ports()
+        self._refuse("discovery_backend", "kubernetes", "use etcd, file or mem")
+        self._refuse("request_plane", "nats", "use tcp")
+        self._refuse("request_plane", "http", "use tcp")
+        self._refuse("event_plane", "nats", "use zmq")
+        for mode in ("direct", "device-aware-weighted"):
+            self._refuse("router_mode", mode, f"use one of {', '.join(LOCAL_ROUTER_MODES)}")
+
+    @property
+    def placement_mode(self) -> str:
+        """The mode the router runs: KV-aware placement, as long as there is no prefix index, is by load alone."""
+        return "least-loaded" if self.router_mode == "kv" else self.router_mode
+
+    @property
+    def body_limit_bytes(self) -> int:
+        return int(self.body_limit_mb * MIB)
+
+    @property
+    def is_tls(self) -> bool:
+        return self.tls_cert_path is not None
+
+    def as_json(self, provenance: Mapping[str, str]) -> str:
+        """Every option with its value and where that came from; secrets are masked."""
+        report: dict[str, Any] = {}
+        for name, (_field, opt, _kind) in self.options().items():
+            value = getattr(self, name)
+            masked = "***" if opt.is_secret and value is not None else value
+            report[name] = {"value": masked, "from": provenance.get(name, "default"), "option": spelling(name, opt)}
+        return json.dumps(report, indent=2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `FrontendConfig(**...)` takes to make this object again in a child."""
+        return dataclasses.asdict(self)
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert_path is None) != (self.tls_key_path is None):
+            raise ConfigError("--tls-cert-path and --tls-key-path must be given together")
+
+    def _check_response_ports(self) -> None:
+        if self.tcp_response_stream_port and self.tcp_response_stream_port + self.workers - 1 > 65535:
+            raise ConfigError("--tcp-response-stream-port plus --workers goes beyond port 65535")
+
+    def _refuse(self, name: str, value: str, advice: str) -> None:
+        if getattr(self, name) == value:
+            _field, opt, _kind = self.options()[name]
+            raise ConfigError(f"{spelling(name, opt)}: {value} is not in this version; {advice}")
