@@ -51,7 +51,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Any:
-    """A dataclass field that is also a flag and an environment variable; the first of several `env` that is set wins."""
+    """A dataclass field that is also a flag and a variable; the first of several `env` that is set wins."""
     names = (env,) if isinstance(env, str) else env
     opt = Option(names, flags, help, choices, parse, is_secret, deprecated, minimum, maximum)
     return dataclasses.field(default=default, metadata={"option": opt})
