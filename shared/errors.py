@@ -161,7 +161,9 @@ class BackendError(WorkerError):
     is_migratable = False
     retry_after_s = None
 
-    def __init__(self, message: str, status: int = 500, code: str = "backend_error", type: str = "server_error") -> None:
+    def __init__(
+        self, message: str, status: int = 500, code: str = "backend_error", type: str = "server_error"
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code

@@ -1,8 +1,8 @@
 """Byte framing of the request plane, without IO. Source: wire.md §2.1-§2.2.
 
-    two-part   u64 BE header_len | u64 BE data_len | u64 BE checksum (0) | header | data
-    request    u16 BE path_len | path | u16 BE headers_len | headers (JSON) | u32 BE payload_len | payload (a two-part)
-    ack        u32 BE len | bytes
+two-part   u64 BE header_len | u64 BE data_len | u64 BE checksum (0) | header | data
+request    u16 BE path_len | path | u16 BE headers_len | headers (JSON) | u32 BE payload_len | payload (a two-part)
+ack        u32 BE len | bytes
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ class RequestDecoder:
         buffer += chunk
         while (bounds := self._bounds()) is not None:
             path_end, headers_end, end = bounds
-            frame = bytes(buffer[2:path_end]), bytes(buffer[path_end + 2 : headers_end]), bytes(buffer[headers_end + 4 : end])
+            frame = (
+                bytes(buffer[2:path_end]),
+                bytes(buffer[path_end + 2 : headers_end]),
+                bytes(buffer[headers_end + 4 : end]),
+            )
             del buffer[:end]
             yield frame
 
