@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from dynamo.shared.config import ConfigError
 from dynamo.shared.log import LogOptions, parse_filter
 

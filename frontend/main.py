@@ -1,0 +1,112 @@
+"""`dynamo-frontend`: make the sockets and the run folder, describe the children, supervise them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import setproctitle
+
+from dynamo.frontend.child import Child
+from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.listeners import ListenError, listen, url_of
+from dynamo.frontend.run_dir import RunDir
+from dynamo.frontend.supervisor import STOP_GRACE_S, Stage, StartError, Supervisor
+from dynamo.shared.installation import require_sound_installation
+from dynamo.shared.log import configure_logging
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "An OpenAI-compatible gateway in front of a fleet of LLM workers: HTTP, preprocessing, placement."
+
+
+def main() -> None:
+    require_sound_installation()
+    config, provenance = FrontendConfig.load(sys.argv[1:], prog="dynamo-frontend", description=DESCRIPTION)
+    setproctitle.setproctitle("dynamo::supervisor")
+    configure_logging("supervisor")
+    try:
+        sys.exit(serve(config, provenance))
+    except (StartError, ListenError, OSError) as error:
+        log.error("cannot start: %s", error)
+        sys.exit(1)
+
+
+def serve(config: FrontendConfig, provenance: Mapping[str, str]) -> int:
+    _announce_inert_options(config, provenance)
+    if config.dump_config_to:
+        Path(config.dump_config_to).write_text(config.as_json(provenance) + "\n")
+    raise_fd_limit(config.fd_limit_target)
+    listeners = listen(config.http_host, config.http_port, config.workers, config.listen_backlog)
+    with contextlib.closing(RunDir()) as run_dir:
+        stages = describe_children(config, run_dir, listeners)
+        log.info("listening on %s", url_of(listeners[0], "https" if config.is_tls else "http"))
+        return Supervisor(stages, listeners, run_dir.forget_process).run()
+
+
+def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
+    if config.router_mode == "kv":
+        log.warning("--router-mode kv: this version has no prefix index yet; placing by %s", config.placement_mode)
+    if names := FrontendConfig.given(provenance):
+        log.warning("accepted, but without effect until KV-aware routing is there: %s", ", ".join(names))
+
+
+def raise_fd_limit(target: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reachable = target if hard == resource.RLIM_INFINITY else min(target, hard)
+    if soft != resource.RLIM_INFINITY and soft < reachable:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+    if reachable < target:
+        log.warning("open files are limited to %d, fewer than --fd-limit-target %d; raise ulimit -Hn", hard, target)
+
+
+def describe_children(config: FrontendConfig, run_dir: RunDir, listeners: list[socket.socket]) -> list[Stage]:
+    """In the order of stopping: acceptors finish their requests while workers and router are still there."""
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(run_dir.metrics)}
+    if config.discovery_backend == "mem":  # the children share no memory: a private store on files, gone with this run
+        config = dataclasses.replace(config, discovery_backend="file")
+        environ["DYN_FILE_KV"] = str(run_dir.store)
+    acceptors = [_acceptor(config, run_dir, i, each.fileno(), environ) for i, each in enumerate(listeners)]
+    workers = [_mock_worker(config, i, environ) for i in range(config.mock_workers)]
+    router = Child("router", "dynamo.router", _router_message(config, run_dir), environ=environ)
+    return [
+        Stage(acceptors, config.graceful_shutdown_timeout_s + STOP_GRACE_S),
+        Stage(workers, STOP_GRACE_S),
+        Stage([router], STOP_GRACE_S),
+    ]
+
+
+def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: int, environ: dict[str, str]) -> Child:
+    message = {
+        "config": config.as_dict(),
+        "index": index,
+        "listen_fd": listen_fd,
+        "router_endpoint": run_dir.router_endpoint,
+        "run_dir": os.fspath(run_dir.path),
+    }
+    return Child(f"acceptor-{index}", "dynamo.frontend.acceptor", message, (listen_fd,), environ)
+
+
+def _router_message(config: FrontendConfig, run_dir: RunDir) -> dict[str, Any]:
+    return {
+        "bind": run_dir.router_endpoint,
+        "discovery_backend": config.discovery_backend,
+        "namespace": config.namespace,
+        "namespace_prefix": config.namespace_prefix,
+        "router_mode": config.placement_mode,
+        "router_min_initial_workers": config.router_min_initial_workers,
+        "inhibited_duration_s": config.inhibited_duration_s,
+    }
+
+
+def _mock_worker(config: FrontendConfig, index: int, environ: dict[str, str]) -> Child:
+    message = {"engine": "mocker", "discovery_backend": config.discovery_backend}
+    return Child(f"mock-worker-{index}", "dynamo.worker", message, environ=environ)
