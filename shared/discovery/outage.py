@@ -1,0 +1,23 @@
+"""Tell an operator once that something is lost, why, and once that it is back."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("dynamo.discovery")
+
+
+class Outage:
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._is_on = False
+
+    def begin(self, reason: object) -> None:
+        if not self._is_on:
+            logger.warning("%s: unavailable, will keep trying: %s", self._subject, reason)
+        self._is_on = True
+
+    def end(self) -> None:
+        if self._is_on:
+            logger.warning("%s: available again", self._subject)
+        self._is_on = False
