@@ -1,0 +1,235 @@
+"""Bodies of `POST /v1/chat/completions` and `POST /v1/completions` as typed structs.
+
+A type carries its own range, so that one decode checks both; rules that need two fields live in `openai_rules`.
+Every optional field may also be null, which means absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+
+from msgspec import Meta, Struct
+
+U32_MAX = 2**32 - 1
+MAX_STOP_SEQUENCES = 32
+MAX_TOOLS = 1536
+
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
+PositiveU32: TypeAlias = Annotated[int, Meta(ge=1, le=U32_MAX)]
+I64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+Unit: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+NonEmptyStr: TypeAlias = Annotated[str, Meta(min_length=1)]
+Stop: TypeAlias = (
+    NonEmptyStr | Annotated[list[NonEmptyStr | TokenId], Meta(min_length=1, max_length=MAX_STOP_SEQUENCES)]
+)
+JsonObject: TypeAlias = dict[str, Any]
+Message: TypeAlias = dict[str, Any]
+Prompt: TypeAlias = str | list[str] | list[int] | list[list[int]]
+
+ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class AgentHints(Struct, omit_defaults=True):
+    """`osl` is the expected output length in tokens."""
+
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    strict_priority: TokenId | None = None
+    osl: TokenId | None = None
+    speculative_prefill: bool | None = None
+    latency_sensitivity: float | None = None
+
+
+class MetadataUpload(Struct, omit_defaults=True):
+    url: str
+
+
+class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """Dynamo's own extension of a request. Encodes back to what the client sent."""
+
+    greed_sampling: bool | None = None
+    use_raw_prompt: bool | None = None
+    annotations: list[str] | None = None
+    backend_instance_id: Annotated[int, Meta(ge=0)] | None = None
+    prefill_worker_id: Annotated[int, Meta(ge=0)] | None = None
+    decode_worker_id: Annotated[int, Meta(ge=0)] | None = None
+    dp_rank: TokenId | None = None
+    prefill_dp_rank: TokenId | None = None
+    token_data: list[TokenId] | None = None
+    max_thinking_tokens: TokenId | None = None
+    cache_salt: str | None = None
+    extra_fields: list[str] | None = None
+    agent_hints: AgentHints | None = None
+    metadata_upload: MetadataUpload | None = None
+    request_timestamp_ms: float | None = None
+    routing_constraints: JsonObject | None = None
+    router: JsonObject | None = None
+
+
+class GenerateRequest(Struct, kw_only=True, dict=True):
+    """What chat and text completions have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    max_tokens: PositiveU32 | None = None
+    min_tokens: TokenId | None = None
+    stop: Stop | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Unit | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: I64 | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words_token_ids: list[TokenId | list[TokenId]] | None = None
+
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
+    guided_decoding_backend: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+    prompt_logprobs: TokenId | None = None
+    skip_special_tokens: bool | None = None
+    detokenize: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    cache_salt: str | None = None
+    user: NonEmptyStr | None = None
+    metadata: Any = None
+    nvext: NvExt | None = None
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Top-level names this gateway does not know and has accepted all the same."""
+        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
+        return names
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else [item for item in self.stop if isinstance(item, str)]
+
+    @property
+    def all_stop_token_ids(self) -> list[int]:
+        """Ids of `stop_token_ids`, then those given in `stop`."""
+        given = self.stop_token_ids or []
+        if not isinstance(self.stop, list):
+            return given
+        return given + [item for item in self.stop if isinstance(item, int)]
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage_stats(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+
+class JsonSchemaFormat(Struct):
+    name: NonEmptyStr
+    schema: JsonObject | bool
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class Thinking(Struct):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class ChatCompletionRequest(GenerateRequest, kw_only=True):
+    """`messages` and `tools` stay plain dicts, as the chat template wants them; `openai_messages` has checked them."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: PositiveU32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[JsonObject], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    chat_template_args: JsonObject | None = None
+    chat_template_kwargs: JsonObject | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    thinking: bool | Thinking | None = None
+    thinking_token_budget: TokenId | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+    media_io_kwargs: JsonObject | None = None
+    mm_processor_kwargs: JsonObject | None = None
+    modalities: list[str] | None = None
+    audio: JsonObject | None = None
+    prediction: Any = None
+    store: bool | None = None
+    service_tier: ServiceTier | None = None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def logprobs_count(self) -> int | None:
+        """Alternatives asked for per token; 0 asks for the chosen token alone, None for nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def template_args(self) -> JsonObject:
+        """Extra variables for the chat template."""
+        return (self.chat_template_args or {}) | (self.chat_template_kwargs or {})
+
+
+P = TypeVar("P")
+
+
+class CompletionBody(GenerateRequest, Generic[P], kw_only=True):
+    """A request for each shape a prompt may have: msgspec tells arrays apart only by decoding them as one type."""
+
+    prompt: P
+    suffix: Annotated[str, Meta(max_length=10_000)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    prompt_embeds: str | None = None
+
+    @property
+    def logprobs_count(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One entry per answer to generate: text, or token ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+CompletionRequest: TypeAlias = CompletionBody[Prompt]

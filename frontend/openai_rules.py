@@ -1,0 +1,139 @@
+"""Rules that one field's type cannot state: keys of maps, mixed arrays, and fields that need or exclude each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynamo.frontend.openai_messages import check_messages, check_tools, shown, wrong_type
+from dynamo.frontend.openai_requests import (
+    U32_MAX,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerateRequest,
+    JsonObject,
+    Stop,
+)
+from dynamo.shared.errors import InvalidRequest
+
+MAX_CHOICES = 128
+TOOL_CHOICES = ("none", "auto", "required")
+
+
+def check_chat(request: ChatCompletionRequest) -> None:
+    check_messages(request.messages)
+    _check_generate(request)
+    names = check_tools(request.tools) if request.tools else set()
+    if request.tool_choice is not None:
+        _check_tool_choice(request.tool_choice, names)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise _conflict("top_logprobs needs logprobs to be true.", "top_logprobs")
+    if request.continue_final_message and request.add_generation_prompt:
+        raise _conflict(
+            "continue_final_message and add_generation_prompt cannot both be true.", "continue_final_message"
+        )
+    if request.response_format is not None:
+        _check_response_format(request)
+
+
+def check_completion(request: CompletionRequest) -> None:
+    _check_prompt(request.prompt)
+    _check_generate(request)
+    n = request.n or 1
+    if request.best_of is not None and request.best_of < n:
+        raise InvalidRequest(f"best_of is {request.best_of}; it must be at least n, which is {n}.", "best_of")
+    if n * len(request.prompts) > MAX_CHOICES:
+        raise InvalidRequest(
+            f"{len(request.prompts)} prompts with n = {n} make more than {MAX_CHOICES} choices.", "n", "out_of_range"
+        )
+
+
+def _check_prompt(prompt: Any) -> None:
+    if not prompt:
+        raise InvalidRequest("prompt must not be empty.", "prompt", "out_of_range")
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return
+    for index, item in enumerate(prompt):
+        if not item:
+            raise InvalidRequest(f"prompt[{index}] must not be empty.", f"prompt[{index}]", "out_of_range")
+
+
+def _check_generate(request: GenerateRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise _conflict("stream_options is allowed only with stream set to true.", "stream_options")
+    if request.n is not None and request.n > 1 and request.temperature == 0:
+        raise _conflict("n above 1 with temperature 0 would only repeat one answer.", "n")
+    if isinstance(request.stop, list):
+        _check_stop(request.stop)
+    if request.logit_bias:
+        _check_logit_bias(request.logit_bias)
+    _check_guided(request)
+
+
+def _check_stop(stop: Stop) -> None:
+    kind = type(stop[0])
+    for index, item in enumerate(stop):
+        if type(item) is not kind:
+            raise wrong_type(f"stop[{index}]", "of the same type as stop[0]: all strings or all token ids", item)
+
+
+def _check_logit_bias(logit_bias: dict[str, float]) -> None:
+    for token_id, bias in logit_bias.items():
+        if not (token_id.isascii() and token_id.isdecimal() and int(token_id) <= U32_MAX):
+            raise InvalidRequest(
+                f"logit_bias has the key {shown(token_id)}; keys are token ids from 0 to {U32_MAX}.",
+                "logit_bias",
+                "invalid_value",
+            )
+        if not -100 <= bias <= 100:
+            raise InvalidRequest(
+                f"logit_bias for token {token_id} is {shown(bias)}; it must be between -100 and 100.",
+                f"logit_bias.{token_id}",
+                "out_of_range",
+            )
+
+
+def _check_guided(request: GenerateRequest) -> None:
+    given = [
+        name
+        for name in ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
+        if getattr(request, name) is not None
+    ]
+    if len(given) > 1:
+        raise _conflict(f"Only one of {' and '.join(given)} may be given.", given[1])
+    if request.guided_choice is not None and not request.guided_choice:
+        raise InvalidRequest("guided_choice must have at least one choice.", "guided_choice", "out_of_range")
+
+
+def _check_tool_choice(tool_choice: str | JsonObject, names: set[str]) -> None:
+    if isinstance(tool_choice, str):
+        if tool_choice not in TOOL_CHOICES:
+            raise InvalidRequest(
+                f"tool_choice is {shown(tool_choice)}; it must be one of {', '.join(TOOL_CHOICES)} or name a function.",
+                "tool_choice",
+            )
+        if tool_choice == "required" and not names:
+            raise _conflict('tool_choice "required" needs tools.', "tool_choice")
+        return
+    function = tool_choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if tool_choice.get("type") != "function" or not isinstance(name, str):
+        raise wrong_type("tool_choice", 'an object such as {"type":"function","function":{"name":...}}', tool_choice)
+    if name not in names:
+        raise InvalidRequest(
+            f"tool_choice names the function {shown(name)}, which is not among tools.", "tool_choice.function.name"
+        )
+
+
+def _check_response_format(request: ChatCompletionRequest) -> None:
+    response_format = request.response_format
+    assert response_format is not None
+    if response_format.type == "json_schema" and response_format.json_schema is None:
+        raise InvalidRequest(
+            "response_format of type json_schema needs the field json_schema.",
+            "response_format.json_schema",
+            "missing_field",
+        )
+
+
+def _conflict(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param, "conflicting_fields")
