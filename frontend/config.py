@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -14,6 +15,14 @@ from dynamo.shared.config import Config, ConfigError, option, spelling
 LOCAL_ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded")
 ROUTER_MODES = (*LOCAL_ROUTER_MODES, "kv", "direct", "device-aware-weighted")
 MIB = 1024 * 1024
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # slow to import, and rarely asked for
+
+        print(f"{parser.prog} {version('dynamo-gateway')}")
+        parser.exit()
 
 
 def dashed(text: str) -> str:
@@ -197,6 +206,12 @@ class FrontendConfig(KvRouterOptions, ServingOptions):
         self._refuse("event_plane", "nats", "use zmq")
         for mode in ("direct", "device-aware-weighted"):
             self._refuse("router_mode", mode, f"use one of {', '.join(LOCAL_ROUTER_MODES)}")
+
+    @classmethod
+    def _parser(cls, prog: str, description: str) -> argparse.ArgumentParser:
+        parser = super()._parser(prog, description)
+        parser.add_argument("--version", action=_PrintVersion, nargs=0, help="Print the version and exit.")
+        return parser
 
     @property
     def placement_mode(self) -> str:
