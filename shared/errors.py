@@ -8,10 +8,13 @@
     │   ├── MethodNotAllowed      405
     │   ├── RequestTimeout        408  the body did not arrive in time
     │   ├── PayloadTooLarge       413
+    │   ├── TargetTooLong         414
     │   ├── UnsupportedMediaType  415
+    │   ├── HeadersTooLarge       431
     │   └── ClientDisconnected    499  never sent; counted and logged
     ├── UnavailableError          ours, for now: the same request may be sent again
     │   ├── ModelNotReady         503  known, but no worker can be asked
+    │   ├── AtCapacity            503  the process holds as many requests as it may
     │   ├── Overloaded            529
     │   └── ShuttingDown          503
     ├── WorkerError               the worker's
@@ -26,8 +29,6 @@ The HTTP, gRPC and SSE forms of these are made in one place each, from `status`,
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 
 class DynamoError(Exception):
@@ -96,9 +97,19 @@ class PayloadTooLarge(RequestError):
     code = "payload_too_large"
 
 
+class TargetTooLong(RequestError):
+    status = 414
+    code = "uri_too_long"
+
+
 class UnsupportedMediaType(RequestError):
     status = 415
     code = "unsupported_media_type"
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    code = "headers_too_large"
 
 
 class ClientDisconnected(RequestError):
@@ -114,6 +125,10 @@ class UnavailableError(DynamoError):
 
 class ModelNotReady(UnavailableError):
     code = "model_not_ready"
+
+
+class AtCapacity(UnavailableError):
+    code = "at_capacity"
 
 
 class Overloaded(UnavailableError):
@@ -132,7 +147,7 @@ class WorkerError(DynamoError):
     status = 503
     type = "service_unavailable"
     retry_after_s = 1
-    is_migratable: ClassVar[bool] = True
+    is_migratable: bool = True
 
 
 class CannotConnect(WorkerError):
@@ -159,7 +174,7 @@ class BackendError(WorkerError):
     """The worker answered with an error of its own; its class decides the status (wire.md §2.4)."""
 
     is_migratable = False
-    retry_after_s = None
+    retry_after_s: int | None = None
 
     def __init__(
         self, message: str, status: int = 500, code: str = "backend_error", type: str = "server_error"
