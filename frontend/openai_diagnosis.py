@@ -1,4 +1,4 @@
-"""Says in our own words what is wrong with a body that did not decode. Only the failure path comes here, so it may be slow.
+"""Says in our own words what is wrong with a body that did not decode. Only failures come here, so it may be slow.
 
 The decoder's report is read for two facts, the kind of failure and the path; the words come from the field's own type.
 """
@@ -129,11 +129,11 @@ def _describe_one(node: inspect.Type) -> str:
         case inspect.FloatType():
             return f"a number{_range(node)}"
         case inspect.StrType():
-            return f"a string{_length(node, 'characters')}"
+            return _sized(node, "string", "characters")
         case inspect.LiteralType():
             return "one of " + ", ".join(str(value) for value in node.values)
         case inspect.ListType():
-            return f"an array{_length(node, 'items')}"
+            return _sized(node, "array", "items")
         case inspect.DictType() | inspect.StructType():
             return "an object"
     return "a JSON value of another kind"
@@ -147,10 +147,14 @@ def _range(node: inspect.IntType | inspect.FloatType) -> str:
     return f" between {node.ge} and {node.le}"
 
 
-def _length(node: inspect.StrType | inspect.ListType, unit: str) -> str:
-    if node.max_length is None:
-        return f" of at least {node.min_length} {unit}" if node.min_length else ""
-    return f" of {node.min_length or 0} to {node.max_length} {unit}"
+def _sized(node: inspect.StrType | inspect.ListType, noun: str, unit: str) -> str:
+    if node.max_length is not None:
+        return f"{_article(noun)} {noun} of {node.min_length or 0} to {node.max_length} {unit}"
+    return f"a non-empty {noun}" if node.min_length else f"{_article(noun)} {noun}"
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def _value_at(body: bytes, path: str) -> tuple[bool, Any]:

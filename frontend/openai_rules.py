@@ -38,6 +38,7 @@ def check_chat(request: ChatCompletionRequest) -> None:
 def check_completion(request: CompletionRequest) -> None:
     _check_prompt(request.prompt)
     _check_generate(request)
+    _refuse_what_is_not_honoured(request)
     n = request.n or 1
     if request.best_of is not None and request.best_of < n:
         raise InvalidRequest(f"best_of is {request.best_of}; it must be at least n, which is {n}.", "best_of")
@@ -45,6 +46,13 @@ def check_completion(request: CompletionRequest) -> None:
         raise InvalidRequest(
             f"{len(request.prompts)} prompts with n = {n} make more than {MAX_CHOICES} choices.", "n", "out_of_range"
         )
+
+
+def _refuse_what_is_not_honoured(request: CompletionRequest) -> None:
+    """The answer would be one to another question, so silence is no option."""
+    for name in ("suffix", "prompt_embeds"):
+        if getattr(request, name):
+            raise InvalidRequest(f"{name} is not supported by this gateway.", name, "unsupported_field")
 
 
 def _check_prompt(prompt: Any) -> None:

@@ -1,0 +1,280 @@
+"""OpenAI answers as bytes, in the shapes of 1.6.1: server-sent chunks, unary bodies, model lists, errors.
+
+`ChatStream` and `CompletionStream` render one choice of one request. What stays the same in every chunk is rendered once,
+so that `delta` only escapes its text; `chunk` is the slower way, for a chunk that carries more than text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from dynamo.shared.errors import DynamoError
+
+DONE = b"data: [DONE]\n\n"
+
+JsonObject: TypeAlias = dict[str, Any]
+_encode = msgspec.json.Encoder().encode
+
+
+class Usage(Struct, frozen=True):
+    """Token counts of a request. `reasoning_tokens` is None when nobody counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int | None = None
+
+
+class Alternative(Struct):
+    """A token that could have been chosen; `bytes` are its UTF-8 bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Struct):
+    """A token that was chosen, and what else could have been."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[Alternative] = []
+
+
+class Choice(Struct):
+    """One finished answer. `extra` are further fields of a chat message, such as `tool_calls`."""
+
+    text: str
+    finish_reason: str
+    index: int = 0
+    logprobs: list[TokenLogprob] | None = None
+    extra: JsonObject = {}
+
+
+class Model(Struct):
+    id: str
+    created: int
+    context_window: int
+    object: str = "model"
+    owned_by: str = "nvidia"
+
+
+class ChatStream:
+    """Chunks of one choice of a chat completion."""
+
+    def __init__(self, id: str, model: str, created: int, index: int = 0) -> None:
+        self._id = b'data: {"id":%b,"choices":[' % _encode(id)
+        self._head = b'%b{"index":%d,"delta":' % (self._id, index)
+        self._about = b'],"created":%d,"model":%b,"object":"chat.completion.chunk"' % (created, _encode(model))
+        self._text_head = self._head + b'{"content":'
+        self._text_tail = b'},"finish_reason":null,"logprobs":null}%b}\n\n' % self._about
+        self._first_tail = b',"role":"assistant"' + self._text_tail
+
+    def first(self, text: str) -> bytes:
+        return b"".join((self._text_head, _encode(text), self._first_tail))
+
+    def delta(self, text: str) -> bytes:
+        return b"".join((self._text_head, _encode(text), self._text_tail))
+
+    def finish(self, reason: str) -> bytes:
+        return self.chunk(finish_reason=reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices that ends a stream with `include_usage`."""
+        return b'%b%b,"usage":%b}\n\n' % (self._id, self._about, chat_usage(usage))
+
+    def chunk(
+        self,
+        text: str = "",
+        *,
+        is_first: bool = False,
+        finish_reason: str | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        usage: Usage | None = None,
+        extra: JsonObject | None = None,
+        nvext: JsonObject | None = None,
+    ) -> bytes:
+        """`extra` are further fields of the delta, such as `tool_calls`; `usage` is the count so far."""
+        delta: JsonObject = {"content": text} if text or is_first else {}
+        if is_first:
+            delta["role"] = "assistant"
+        if extra:
+            delta |= extra
+        return b'%b%b,"finish_reason":%b,"logprobs":%b}%b%b%b}\n\n' % (
+            self._head,
+            _encode(delta),
+            _encode(finish_reason),
+            _encode(_chat_logprobs(logprobs)),
+            self._about,
+            b"" if usage is None else b',"usage":' + chat_usage(usage),
+            _optional(b"nvext", nvext),
+        )
+
+
+class CompletionStream:
+    """Chunks of one choice of a text completion."""
+
+    def __init__(self, id: str, model: str, created: int, index: int = 0) -> None:
+        self._id = b'data: {"id":%b,"choices":[' % _encode(id)
+        self._index = b',"index":%d' % index
+        self._about = b'],"created":%d,"model":%b,"system_fingerprint":null,"object":"text_completion"' % (
+            created,
+            _encode(model),
+        )
+        self._text_head = self._id + b'{"text":'
+        self._text_tail = b'%b}%b,"usage":null}\n\n' % (self._index, self._about)
+        self._text_offset = 0
+
+    def first(self, text: str) -> bytes:
+        return self.delta(text)
+
+    def delta(self, text: str) -> bytes:
+        return b"".join((self._text_head, _encode(text), self._text_tail))
+
+    def finish(self, reason: str) -> bytes:
+        return self.chunk(finish_reason=reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices that ends a stream with `include_usage`."""
+        return b'%b%b,"usage":%b}\n\n' % (self._id, self._about, completion_usage(usage))
+
+    def chunk(
+        self,
+        text: str = "",
+        *,
+        finish_reason: str | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        usage: Usage | None = None,
+        nvext: JsonObject | None = None,
+    ) -> bytes:
+        """`usage` is the count so far. Offsets of `logprobs` continue those of the chunk before."""
+        shaped = completion_logprobs(logprobs, self._text_offset) if logprobs else None
+        self._text_offset += sum(len(token.token) for token in logprobs or ())
+        return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
+            self._text_head,
+            _encode(text),
+            self._index,
+            _optional(b"finish_reason", finish_reason),
+            _optional(b"logprobs", shaped),
+            self._about,
+            b"null" if usage is None else completion_usage(usage),
+            _optional(b"nvext", nvext),
+        )
+
+
+def chat_response(
+    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage, nvext: JsonObject | None = None
+) -> bytes:
+    """Body of a unary chat completion."""
+    return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion","usage":%b%b}' % (
+        _encode(id),
+        b",".join(_chat_choice(choice) for choice in choices),
+        created,
+        _encode(model),
+        chat_usage(usage),
+        _optional(b"nvext", nvext),
+    )
+
+
+def completion_response(
+    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage, nvext: JsonObject | None = None
+) -> bytes:
+    """Body of a unary text completion."""
+    body = b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"system_fingerprint":null,"object":"text_completion"'
+    return b'%b,"usage":%b%b}' % (
+        body % (_encode(id), b",".join(_completion_choice(choice) for choice in choices), created, _encode(model)),
+        completion_usage(usage),
+        _optional(b"nvext", nvext),
+    )
+
+
+def chat_usage(usage: Usage) -> bytes:
+    return _usage(usage, b'{"cached_tokens":%d}' % usage.cached_tokens)
+
+
+def completion_usage(usage: Usage) -> bytes:
+    return _usage(usage, b'{"audio_tokens":null,"cached_tokens":%d}' % usage.cached_tokens)
+
+
+class CompletionLogprobs(Struct):
+    """Parallel lists; `text_offset` counts characters from the start of the answer."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], text_offset: int = 0) -> CompletionLogprobs:
+    offsets = []
+    for token in tokens:
+        offsets.append(text_offset)
+        text_offset += len(token.token)
+    return CompletionLogprobs(
+        tokens=[token.token for token in tokens],
+        token_logprobs=[token.logprob for token in tokens],
+        top_logprobs=[{other.token: other.logprob for other in token.top_logprobs} for token in tokens],
+        text_offset=offsets,
+    )
+
+
+def model_response(model: Model) -> bytes:
+    return _encode(model)
+
+
+def models_response(models: Iterable[Model]) -> bytes:
+    return _encode({"object": "list", "data": list(models)})
+
+
+def error_body(error: DynamoError) -> bytes:
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return _encode({"error": fields})
+
+
+def error_event(error: DynamoError) -> bytes:
+    """The frame that tells an OpenAI client that the stream it reads has failed."""
+    return b"data: %b\n\n" % error_body(error)
+
+
+def _chat_choice(choice: Choice) -> bytes:
+    message: JsonObject = {"content": choice.text, "refusal": None, "role": "assistant"} | choice.extra
+    return b'{"index":%d,"message":%b,"finish_reason":%b,"logprobs":%b}' % (
+        choice.index,
+        _encode(message),
+        _encode(choice.finish_reason),
+        _encode(_chat_logprobs(choice.logprobs)),
+    )
+
+
+def _completion_choice(choice: Choice) -> bytes:
+    return b'{"text":%b,"index":%d,"finish_reason":%b%b}' % (
+        _encode(choice.text),
+        choice.index,
+        _encode(choice.finish_reason),
+        _optional(b"logprobs", choice.logprobs and completion_logprobs(choice.logprobs)),
+    )
+
+
+def _chat_logprobs(tokens: list[TokenLogprob] | None) -> JsonObject | None:
+    return None if tokens is None else {"content": tokens, "refusal": None}
+
+
+def _usage(usage: Usage, prompt_details: bytes) -> bytes:
+    reasoning = usage.reasoning_tokens
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":%b%b}' % (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        prompt_details,
+        b"" if reasoning is None else b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning,
+    )
+
+
+def _optional(name: bytes, value: Any) -> bytes:
+    """A field that is left out when its value is None or empty."""
+    return b',"%b":%b' % (name, _encode(value)) if value else b""
