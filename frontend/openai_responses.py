@@ -1,7 +1,7 @@
 """OpenAI answers as bytes, in the shapes of 1.6.1: server-sent chunks, unary bodies, model lists, errors.
 
-`ChatStream` and `CompletionStream` render one choice of one request. What stays the same in every chunk is rendered once,
-so that `delta` only escapes its text; `chunk` is the slower way, for a chunk that carries more than text.
+`ChatStream` and `CompletionStream` render one choice of one request. What stays the same in every chunk is rendered
+once, so that `delta` only escapes its text; `chunk` is the slower way, for a chunk that carries more than text.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ class Choice(Struct):
     extra: JsonObject = {}
 
 
-class Model(Struct):
+class Model(Struct, kw_only=True):
+    """An entry of the model list; `context_window` in tokens, 0 when unknown."""
+
     id: str
-    created: int
-    context_window: int
     object: str = "model"
+    created: int
     owned_by: str = "nvidia"
+    context_window: int = 0
 
 
 class ChatStream:
@@ -147,12 +149,13 @@ class CompletionStream:
         self,
         text: str = "",
         *,
+        is_first: bool = False,
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
         nvext: JsonObject | None = None,
     ) -> bytes:
-        """`usage` is the count so far. Offsets of `logprobs` continue those of the chunk before."""
+        """Every chunk looks alike, the first too. `usage` is the count so far. Offsets of `logprobs` continue those of the chunk before."""
         shaped = completion_logprobs(logprobs, self._text_offset) if logprobs else None
         self._text_offset += sum(len(token.token) for token in logprobs or ())
         return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
