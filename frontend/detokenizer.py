@@ -136,8 +136,8 @@ class HfDetokenizer:
 
     A byte-fallback decoder turns a whole run of byte tokens into U+FFFD while the run's last character is unfinished,
     so the last ids are held back as long as leaving them out ends the text well; after MAX_HELD_IDS the bytes are
-    simply wrong. The window never starts with ids that decode to nothing: what follows them would lose its leading space as if
-    it were the start of the text.
+    simply wrong. The window never starts with ids that decode to nothing: what follows them would lose its leading
+    space as if it were the start of the text.
     """
 
     __slots__ = ("_decode", "_emitted", "_hidden", "_num_old", "_window")
