@@ -155,7 +155,7 @@ class CompletionStream:
         usage: Usage | None = None,
         nvext: JsonObject | None = None,
     ) -> bytes:
-        """Every chunk looks alike, the first too. `usage` is the count so far. Offsets of `logprobs` continue those of the chunk before."""
+        """Every chunk looks alike, the first too. Offsets of `logprobs` continue those of the chunk before."""
         shaped = completion_logprobs(logprobs, self._text_offset) if logprobs else None
         self._text_offset += sum(len(token.token) for token in logprobs or ())
         return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
