@@ -26,7 +26,7 @@ class EtcdServer(Server):
     def arguments(self) -> list[str]:
         peer_url = f"http://127.0.0.1:{self._peer_port}"
         return [
-            f"--data-dir={self._data}",
+            f"--data-dir={self.data}",
             "--name=test",
             f"--listen-client-urls={self.url}",
             f"--advertise-client-urls={self.url}",
@@ -41,7 +41,7 @@ class EtcdServer(Server):
 
     def lose_data(self) -> None:
         """Call between `kill` and `start`."""
-        shutil.rmtree(self._data)
+        shutil.rmtree(self.data)
 
     def ctl(self, *arguments: str) -> str:
         """What etcdctl prints; raises when it fails."""
@@ -53,5 +53,5 @@ class EtcdServer(Server):
         return done.stdout
 
     @property
-    def _data(self) -> Path:
+    def data(self) -> Path:
         return self.directory / "data"
