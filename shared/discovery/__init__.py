@@ -54,8 +54,8 @@ class Discovery(Protocol):
         """Remove what this process published; unknown keys are ignored."""
 
     def watch(self, bucket: str) -> AsyncIterator[list[Change]]:
-        """First batch: all that is there, as Puts (may be empty). Then changes as they come. A lost connection does not end it:
-        afterwards comes one batch with the difference."""
+        """First batch: all that is there, as Puts (may be empty). Then changes as they come. A lost connection does not
+        end it: afterwards comes one batch with the difference."""
 
 
 def key_of(namespace: str, component: str, endpoint: str, instance_id: int, suffix: str | None = None) -> str:

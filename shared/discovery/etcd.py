@@ -73,6 +73,7 @@ class EtcdDiscovery:
     async def watch(self, bucket: str) -> AsyncIterator[list[Change]]:
         view = View()
         follower = self._spawn(self._follow(f"{bucket}/", view), f"etcd-watch {bucket}")
+        follower.add_done_callback(lambda _: view.close())
         try:
             async for batch in view.changes():
                 yield batch
@@ -148,22 +149,19 @@ class EtcdDiscovery:
         """Keep `view` equal to what etcd holds below `prefix`; after a loss, read it all again."""
         outage = Outage(f"etcd watch of {prefix}")
         attempt = 0
-        try:
-            while True:
-                try:
-                    entries, revision = await self._client.range(prefix)
-                    view.replace(entries)
-                    async with aclosing(self._client.watch(prefix, revision + 1)) as batches:
-                        async for batch in batches:
-                            view.apply(batch)
-                            outage.end()
-                            attempt = 0
-                except DiscoveryError as error:
-                    outage.begin(error)
-                    await _pause(attempt)
-                    attempt += 1
-        finally:
-            view.close()
+        while True:
+            try:
+                entries, revision = await self._client.range(prefix)
+                view.replace(entries)
+                async with aclosing(self._client.watch(prefix, revision + 1)) as batches:
+                    async for batch in batches:
+                        view.apply(batch)
+                        outage.end()
+                        attempt = 0
+            except DiscoveryError as error:
+                outage.begin(error)
+                await _pause(attempt)
+                attempt += 1
 
 
 async def _pause(attempt: int) -> None:

@@ -66,6 +66,7 @@ class FileDiscovery:
         self._lease_id = 1 + secrets.randbelow(2**63 - 1)
         self._inotify = self._open_inotify()
         self._keeper = asyncio.create_task(self._keep(), name="discovery-file")
+        self._keeper.add_done_callback(self._close_views)
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -112,6 +113,11 @@ class FileDiscovery:
         finally:
             views.remove(view)
 
+    def _close_views(self, _keeper: asyncio.Task[None]) -> None:
+        for bucket in self._buckets.values():
+            for view in bucket.views:
+                view.close()
+
     def _bucket(self, name: str) -> _Bucket:
         if name not in self._buckets:
             self._buckets[name] = _Bucket(Directory(self._root / name))
@@ -143,16 +149,12 @@ class FileDiscovery:
         """Refresh and look at everything every TTL/3; look at what is watched as soon as it changes."""
         loop = asyncio.get_running_loop()
         heartbeat_at = loop.time()
-        try:
-            while True:
-                await self._wait_for_change(heartbeat_at)
-                is_heartbeat = loop.time() >= heartbeat_at
-                if is_heartbeat:
-                    heartbeat_at = loop.time() + self._ttl_s / 3
-                await self._scan(with_heartbeat=is_heartbeat)
-        finally:
-            for view in [view for bucket in self._buckets.values() for view in bucket.views]:
-                view.close()
+        while True:
+            await self._wait_for_change(heartbeat_at)
+            is_heartbeat = loop.time() >= heartbeat_at
+            if is_heartbeat:
+                heartbeat_at = loop.time() + self._ttl_s / 3
+            await self._scan(with_heartbeat=is_heartbeat)
 
     async def _wait_for_change(self, heartbeat_at: float) -> None:
         now = asyncio.get_running_loop().time()
