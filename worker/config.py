@@ -1,0 +1,143 @@
+"""Options of a worker: `ServingConfig` for whatever serves endpoints, `WorkerConfig` with the built-in engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from dynamo.shared.config import Config, ConfigError, option
+from dynamo.shared.framing import MAX_MESSAGE_SIZE
+
+DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
+DEFAULT_ENDPOINT = "dyn://dynamo.backend.generate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig(Config):
+    discovery_backend: str = option(
+        "etcd",
+        env="DYN_DISCOVERY_BACKEND",
+        flags=("--discovery-backend", "--store-kv"),
+        choices=("etcd", "file", "mem"),
+        help="Where this worker says that it exists.",
+    )
+    request_plane: str = option(
+        "tcp", env="DYN_REQUEST_PLANE", choices=("tcp",), help="How requests reach this worker."
+    )
+    rpc_host: str | None = option(
+        None,
+        env="DYN_TCP_RPC_HOST",
+        help="Address to listen on and to advertise; unset means 127.0.0.1 when discovery is file or mem, else the "
+        "address this host would use to reach others.",
+    )
+    rpc_port: int = option(
+        0, env="DYN_TCP_RPC_PORT", minimum=0, maximum=65535, help="Port to listen on; 0 lets the system choose."
+    )
+    max_message_size: int = option(
+        MAX_MESSAGE_SIZE, env="DYN_TCP_MAX_MESSAGE_SIZE", minimum=1024, help="Largest request accepted, in bytes."
+    )
+    request_limit: int = option(
+        4096,
+        env="DYN_ENGINE_REQUEST_LIMIT",
+        minimum=1,
+        help="Requests served at once; more are refused as overload.",
+    )
+    graceful_shutdown_timeout_s: float = option(
+        30.0,
+        env="DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT",
+        flags=("--graceful-shutdown-timeout",),
+        minimum=0,
+        help="Seconds that running requests may take to finish at shutdown.",
+    )
+
+    @property
+    def host(self) -> str | None:
+        """Where to listen; None means the routable address of this host."""
+        return self.rpc_host or ("127.0.0.1" if self.discovery_backend in {"file", "mem"} else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig(ServingConfig):
+    engine: str = option("mocker", choices=("mocker", "echo"), help="What answers the requests.")
+    model_path: str = option(
+        str(DEMO_MODEL_DIR), env="DYN_MODEL_PATH", help="Directory with config.json and the tokenizer."
+    )
+    model_name: str | None = option(
+        None, env="DYN_MODEL_NAME", help="Name in the OpenAI API; unset means the directory's name."
+    )
+    endpoint: str = option(DEFAULT_ENDPOINT, env="DYN_ENDPOINT", help="Endpoint to serve.")
+    migration_limit: int = option(
+        0, env="DYN_MIGRATION_LIMIT", minimum=0, help="How often a frontend may move a request of this model."
+    )
+    context_length: int | None = option(
+        None,
+        flags=("--context-length", "--max-model-len"),
+        minimum=1,
+        help="Longest sequence, prompt and output; unset means the model's own.",
+    )
+    block_size: int = option(64, minimum=1, help="Tokens in a block of the KV cache.")
+    num_blocks: int = option(
+        16384,
+        flags=("--num-blocks", "--num-gpu-blocks-override"),
+        minimum=1,
+        help="Blocks in the KV cache.",
+    )
+    max_num_seqs: int = option(256, minimum=1, help="Sequences in one batch.")
+    max_num_batched_tokens: int = option(8192, minimum=1, help="Tokens computed in one step.")
+    max_num_waiting: int = option(8192, minimum=1, help="Requests that may wait for a place in the batch.")
+    enable_prefix_caching: bool = option(True, help="Keep the blocks of finished sequences for later prompts.")
+    enable_chunked_prefill: bool = option(True, help="Let a prompt be computed in several steps.")
+    speedup_ratio: float = option(1.0, minimum=0, help="How much faster than the simulated device; 0 means no waiting.")
+    decode_speedup_ratio: float = option(1.0, minimum=0.001, help="The same for decode steps only, on top.")
+    seed: int = option(0, help="Which texts the mocker makes up.")
+    tokens_per_frame: int = option(1, minimum=1, help="Tokens that the echo engine puts in one item.")
+    delay_ms: float = option(0.0, minimum=0, help="Milliseconds that the echo engine waits before each item.")
+    tool_call_parser: str | None = option(
+        None,
+        flags=("--tool-call-parser", "--dyn-tool-call-parser"),
+        help="Parser of tool calls that frontends use.",
+    )
+    reasoning_parser: str | None = option(
+        None,
+        flags=("--reasoning-parser", "--dyn-reasoning-parser"),
+        help="Parser of reasoning that frontends use.",
+    )
+    config_stdin: bool = option(
+        False,
+        help="Read one line of JSON with these options from stdin, over flags and variables; end of stdin then means "
+        "that the parent is gone, and the worker drains.",
+    )
+    ready_fd: int | None = option(
+        None, minimum=0, help='Descriptor to write "ready\\n" to, and to close, once registered.'
+    )
+
+    @property
+    def served_name(self) -> str:
+        return self.model_name or Path(self.model_path).resolve().name
+
+    def updated(self, line: bytes) -> Self:
+        """The same with the fields that a line of JSON names. Raises ConfigError naming the field that does not fit."""
+        try:
+            values: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"options on stdin: expected one line with a JSON object: {error}") from None
+        options = self.options()
+        for name, value in values.items():
+            if name not in options:
+                raise ConfigError(f"options on stdin: {name!r} is not an option of the worker")
+            try:
+                values[name] = msgspec.convert(value, options[name][2])
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"options on stdin: {name}: {error}") from None
+        return replace(self, **values)
+
+
+def serving_config(overrides: dict[str, Any], environ: Mapping[str, str] = os.environ) -> ServingConfig:
+    """For programs that have flags of their own: variables only, then what the caller insists on."""
+    config, _ = ServingConfig.load([], environ, prog="dynamo.worker")
+    return replace(config, **overrides)
