@@ -84,7 +84,8 @@ class Answer:
         self, loop: asyncio.AbstractEventLoop, call_home: CallHome, pieces: Sequence[bytes], pace_s: float
     ) -> None:
         host, port = call_home.address.rsplit(":", 1)
-        self._socket = socket.create_connection((host, int(port)), timeout=5)
+        self._socket = socket.socket()
+        self._socket.connect((host, int(port)))
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop = loop
