@@ -1,0 +1,297 @@
+"""Our rendering against Jinja2 as `transformers` configures it, over templates in the styles of the large families."""
+
+import copy
+import json
+from typing import Any
+
+import jinja2
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
+from dynamo.shared.errors import InternalError, InvalidRequest
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+CHATML = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+
+# Qwen's habits: tools as JSON lines, thinking of past turns dropped, tool results gathered in one user turn.
+HERMES = """
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
+    {{- '<tools>' }}
+    {%- for tool in tools %}
+        {{- '\n' }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '\n</tools><|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(last_query=messages | length - 1, searching=true) %}
+{%- for message in messages[::-1] %}
+    {%- if ns.searching and message.role == 'user' %}
+        {%- set ns.searching = false %}
+        {%- set ns.last_query = messages | length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set content = message.content if message.content is string else '' %}
+        {%- if '</think>' in content and loop.index0 < ns.last_query %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\n' + content }}
+        {%- for call in message.tool_calls or [] %}
+            {%- set function = call.function %}
+            {{- '\n<tool_call>\n{"name": "' + function.name + '", "arguments": ' }}
+            {{- function.arguments if function.arguments is string else function.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}
+"""
+
+# DeepSeek's habits: system text gathered first, arguments joined as text.
+DEEPSEEK = """
+{%- if add_generation_prompt is not defined %}{% set add_generation_prompt = false %}{% endif -%}
+{%- set ns = namespace(system='', first=true) -%}
+{%- for message in messages if message['role'] == 'system' -%}
+    {%- set ns.system = ns.system + ('' if ns.first else '\n\n') + message['content'] -%}
+    {%- set ns.first = false -%}
+{%- endfor -%}
+{{ bos_token }}{{ ns.system }}
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}<|User|>{{ message['content'] }}
+    {%- elif message['role'] == 'assistant' and message['tool_calls'] -%}
+        <|Assistant|>{% for call in message['tool_calls'] -%}
+        {{ '<call>' + call['function']['name'] + '\n' + call['function']['arguments'] + '</call>' }}
+        {%- endfor %}{{ eos_token }}
+    {%- elif message['role'] == 'assistant' -%}<|Assistant|>{{ message['content'] }}{{ eos_token }}
+    {%- elif message['role'] == 'tool' -%}<result>{{ message['content'] }}</result>
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}<|Assistant|>{% endif -%}
+"""
+
+# Llama's habits: macros, a date, parts or text, trimming, indented JSON, generation marks, refusals.
+LLAMA = """
+{{- bos_token }}
+{%- macro head(role) -%}{{ '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' }}{%- endmacro %}
+{%- macro text(content) -%}
+    {%- if content is string -%}{{ content | trim }}
+    {%- else -%}{%- for part in content if part.type == 'text' -%}{{ part.text | trim }}{%- endfor -%}
+    {%- endif -%}
+{%- endmacro %}
+{%- if not date_string is defined %}{%- set date_string = strftime_now('%Y')[:2] %}{%- endif %}
+{{- head('system') + 'Today: ' + date_string + '\n' }}
+{%- for tool in tools or [] %}{{ tool | tojson(indent=4) }}{{ '\n' }}{%- endfor %}
+{{- '<|eot_id|>' }}
+{%- for message in messages %}
+    {%- if message.role not in ['system', 'user', 'assistant', 'tool'] %}
+        {{- raise_exception('Unknown role: ' + message.role) }}
+    {%- elif message.role == 'assistant' %}
+        {% generation %}{{- head('assistant') + text(message.content or '') }}<|eot_id|>{% endgeneration %}
+    {%- else %}
+        {{- head(message.role) + text(message.content) + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- head('assistant') }}{%- endif %}
+"""
+
+PARTS_ONLY = """
+{%- for message in messages %}
+    {%- for part in message.content %}{%- if part.type == 'text' %}{{ part.text }};{%- endif %}{%- endfor %}
+{%- endfor %}
+"""
+
+TALK = [
+    {"role": "system", "content": "Be brief & <kind>."},
+    {"role": "user", "content": 'Wie groß ist 中国? "quoted"\n'},
+    {"role": "assistant", "content": "<think>hm</think>\n\nVery."},
+    {"role": "user", "content": "Thanks 👍"},
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "It's <b>weather</b> & more",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "default": "Köln"},
+                    "days": {"type": "integer", "maximum": 1e-7},
+                },
+                "required": [],
+            },
+        },
+    }
+]
+ARGUMENTS = {"city": "Köln", "days": 2, "nested": {"a": [1.5, None, True]}}
+
+
+def tool_talk(arguments: object) -> list[dict[str, Any]]:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+        {"role": "tool", "content": "warm", "tool_call_id": "c2"},
+    ]
+
+
+def reference(source: str, messages: list[dict[str, Any]], **context: Any) -> str:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    def refuse(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda format: __import__("datetime").datetime.now().strftime(format)
+    source = source.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
+    return environment.from_string(source).render(messages=messages, **(TOKENS | context))
+
+
+@pytest.mark.parametrize("source", [CHATML, HERMES, DEEPSEEK, LLAMA])
+@pytest.mark.parametrize("prompted", [True, False])
+def test_a_conversation_renders_as_in_transformers(source: str, prompted: bool) -> None:
+    ours = ChatTemplate({"default": source}, TOKENS).render(TALK, add_generation_prompt=prompted)
+    assert ours == reference(source, TALK, tools=None, add_generation_prompt=prompted)
+
+
+@pytest.mark.parametrize("source", [HERMES, LLAMA])
+def test_tools_render_as_in_transformers(source: str) -> None:
+    ours = ChatTemplate({"default": source}, TOKENS).render(TALK, TOOLS)
+    assert ours == reference(source, TALK, tools=TOOLS, add_generation_prompt=True)
+
+
+def test_tool_arguments_reach_the_template_as_objects() -> None:
+    messages = tool_talk(json.dumps(ARGUMENTS))
+    before = copy.deepcopy(messages)
+    ours = ChatTemplate({"default": HERMES}).render(messages, TOOLS)
+    assert ours == reference(HERMES, tool_talk(ARGUMENTS), tools=TOOLS, add_generation_prompt=True)
+    assert messages == before
+
+
+def test_tool_arguments_stay_text_where_the_template_joins_text() -> None:
+    messages = tool_talk(json.dumps(ARGUMENTS))
+    ours = ChatTemplate({"default": DEEPSEEK}, TOKENS).render(messages)
+    assert ours == reference(DEEPSEEK, messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"x"'])
+def test_tool_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
+    assert f'"arguments": {arguments}}}' in ChatTemplate({"default": HERMES}).render(tool_talk(arguments))
+
+
+PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (CHATML, PARTS, "user\none\ntwo<|im_end|>"),
+        (LLAMA, PARTS, "onetwo<|eot_id|>"),
+        (LLAMA, "one", "one<|eot_id|>"),
+        (PARTS_ONLY, PARTS, "one;two;"),
+        (PARTS_ONLY, "one", "one;"),
+    ],
+)
+def test_content_is_given_in_the_form_the_template_takes(source: str, content: object, expected: str) -> None:
+    template = ChatTemplate({"default": source}, TOKENS)
+    assert expected in template.render([{"role": "user", "content": content}], add_generation_prompt=False)
+
+
+def test_tools_choose_the_template_for_tools() -> None:
+    both = ChatTemplate(parse_templates([{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]))
+    assert [both.render(TALK), both.render(TALK, []), both.render(TALK, TOOLS)] == ["d", "d", "t"]
+    assert ChatTemplate(parse_templates("only")).render(TALK, TOOLS) == "only"
+
+
+def test_kwargs_come_last_and_replace() -> None:
+    template = ChatTemplate({"default": HERMES})
+    assert template.render(TALK, kwargs={"enable_thinking": False}).endswith("</think>\n\n")
+    assert "im_start|>assistant\n" not in template.render(TALK[:1], kwargs={"add_generation_prompt": False})
+
+
+def test_parameters_of_a_tool_are_completed() -> None:
+    template = ChatTemplate({"default": "{{ tools[0].function.parameters | tojson }}"})
+    bare = {"type": "function", "function": {"name": "f", "parameters": {"required": []}}}
+    assert template.render(TALK, [bare]) == '{"type": "object", "properties": {}, "required": []}'
+    assert bare["function"] == {"name": "f", "parameters": {"required": []}}
+
+
+def test_a_refusal_of_the_template_is_the_clients_error_in_its_words() -> None:
+    with pytest.raises(InvalidRequest, match="Unknown role: critic") as caught:
+        ChatTemplate({"default": LLAMA}, TOKENS).render([{"role": "critic", "content": "x"}])
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content + 1 }}", "{{ messages[9].role.name }}", "{{ messages[0].content.get('x') }}"]
+)
+def test_messages_that_break_the_template_are_the_clients_error(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="cannot render these messages"):
+        ChatTemplate({"default": source}).render(TALK)
+
+
+def test_a_filter_nobody_knows_is_our_error() -> None:
+    with pytest.raises(InternalError, match="nosuch"):
+        ChatTemplate({"default": "{{ messages | nosuch }}"}).render(TALK)
+
+
+def test_an_endless_template_is_stopped() -> None:
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(InvalidRequest, match="too long"):
+        ChatTemplate({"default": "{% if messages | length > 3 %}" + endless + "{% endif %}"}).render(TALK)
+
+
+def test_fuel_is_for_each_render() -> None:
+    template = ChatTemplate({"default": CHATML})
+    long = TALK * 500
+    assert len({template.render(long) for _ in range(20)}) == 1
+
+
+def test_a_template_that_does_not_compile_names_the_line() -> None:
+    with pytest.raises(ChatTemplateError, match="line 2"):
+        ChatTemplate({"default": "ok\n{% if %}"})
+
+
+@pytest.mark.parametrize("value", [None, 3, [1], [{"name": "default"}], {"default": 1}])
+def test_a_chat_template_of_another_shape_is_refused(value: object) -> None:
+    with pytest.raises(ChatTemplateError):
+        parse_templates(value)
+
+
+def test_an_empty_list_of_templates_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="empty"):
+        ChatTemplate(parse_templates([]))
+
+
+def test_special_tokens_are_strings_or_objects() -> None:
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": None, "x": "y"}
+    assert parse_special_tokens(config) == TOKENS
