@@ -25,7 +25,9 @@ class Exchange(ABC):
     __slots__ = (
         "client",
         "http_version",
+        "is_complete",
         "is_disconnected",
+        "is_started",
         "is_writable",
         "method",
         "on_disconnect",
@@ -40,10 +42,15 @@ class Exchange(ABC):
     http_version: str  # "1.0", "1.1" or "2"
     scheme: str  # "http" or "https"
     client: str  # "address:port" of the peer
+    is_started: bool  # an answer has begun
+    is_complete: bool  # the answer is over, whole or aborted
     is_disconnected: bool
     is_writable: bool  # False from the high-water mark of unsent bytes until the low-water mark
     on_disconnect: Callable[[], None] | None
-    """Called once, in the loop tick in which the client is seen to be gone, unless the answer is complete by then."""
+    """Called once, in the loop tick in which the client is seen to be gone, unless the answer is complete by then.
+
+    A client that closes its sending side is gone: nothing tells that apart from a close.
+    """
 
     @abstractmethod
     def header(self, name: str) -> str | None:
