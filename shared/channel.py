@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 import zmq
+
 from dynamo.shared.messages import AcceptorMessage, RouterMessage, decode_from_acceptor, decode_from_router, encode
 
 log = logging.getLogger("dynamo.channel")
