@@ -13,17 +13,17 @@ from dynamo.shared.errors import InvalidRequest
 
 TEXT_PARTS = frozenset({"text"})
 ASSISTANT_PARTS = frozenset({"text", "refusal"})
-MEDIA_PARTS = frozenset({"image_url", "video_url", "audio_url", "input_audio", "file"})
-USER_PARTS = TEXT_PARTS | MEDIA_PARTS
+MEDIA_PARTS = frozenset({"image_url", "video_url", "audio_url", "input_audio"})
+MIXED_PARTS = TEXT_PARTS | MEDIA_PARTS
 
-FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,96}")
+FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_PLAIN_ROLES = ("user", "system", "developer")
 _ARGUMENTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def check_messages(messages: list[Message]) -> None:
     for index, message in enumerate(messages):
-        role = message.get("role")
-        if (role == "user" or role == "system" or role == "developer") and type(message.get("content")) is str:
+        if len(message) == 2 and message.get("role") in _PLAIN_ROLES and type(message.get("content")) is str:
             continue
         check_message(message, f"messages[{index}]")
 
@@ -43,7 +43,7 @@ def check_message(message: Message, path: str) -> None:
     check(message, path)
 
 
-def reject_media(messages: list[Message], model: str) -> None:
+def reject_media(messages: list[Message]) -> None:
     """For a model that reads text only: a picture it cannot see is an error, not something to drop."""
     for index, message in enumerate(messages):
         content = message.get("content")
@@ -52,7 +52,7 @@ def reject_media(messages: list[Message], model: str) -> None:
         for position, part in enumerate(content):
             if part.get("type") in MEDIA_PARTS:
                 raise InvalidRequest(
-                    f"The model {model!r} reads text only, but this part is of type {part['type']}.",
+                    f"The model reads text only; it cannot take a content part of type {part['type']}.",
                     f"messages[{index}].content[{position}]",
                     "unsupported_content",
                 )
@@ -90,7 +90,7 @@ def _check_function_name(function: JsonObject, path: str) -> str:
     name = _required_string(function, "name", path)
     if not FUNCTION_NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{path}.name is {shown(name)}; a name has 1 to 96 letters, digits, underscores or dashes.",
+            f"{path}.name is {shown(name)}; a name has 1 to 128 letters, digits, underscores or dashes.",
             f"{path}.name",
             "invalid_value",
         )
@@ -102,7 +102,9 @@ def _check_instruction(message: Message, path: str) -> None:
 
 
 def _check_user(message: Message, path: str) -> None:
-    _check_content(message.get("content"), f"{path}.content", USER_PARTS)
+    _check_content(message.get("content"), f"{path}.content", MIXED_PARTS)
+    if not message["content"] and message["content"] != "":
+        raise InvalidRequest(f"{path}.content must have at least one part.", f"{path}.content", "out_of_range")
 
 
 def _check_assistant(message: Message, path: str) -> None:
@@ -120,20 +122,29 @@ def _check_assistant(message: Message, path: str) -> None:
 def _check_tool_call(call: Any, path: str) -> None:
     if not isinstance(call, dict):
         raise wrong_type(path, "an object", call)
+    if call.get("type", "function") != "function":
+        raise InvalidRequest(f'{path}.type must be "function".', f"{path}.type", "invalid_value")
     _required_string(call, "id", path)
     function = _required_object(call, "function", path)
     _required_string(function, "name", f"{path}.function")
-    arguments = _required_string(function, "arguments", f"{path}.function")
+    _check_arguments(_required(function, "arguments", f"{path}.function"), f"{path}.function.arguments")
+
+
+def _check_arguments(arguments: Any, path: str) -> None:
+    """A JSON object as a string, as OpenAI has it; 1.6.1 also takes the object itself, and "" for no arguments."""
+    if isinstance(arguments, dict) or arguments == "":
+        return
+    if not isinstance(arguments, str):
+        raise wrong_type(path, "a JSON object written as a string", arguments)
     try:
         _ARGUMENTS.decode(arguments)
-    except msgspec.DecodeError:
-        param = f"{path}.function.arguments"
-        raise InvalidRequest(f"{param} must hold a JSON object written as a string.", param, "invalid_value") from None
+    except ValueError:
+        raise InvalidRequest(f"{path} must hold a JSON object written as a string.", path, "invalid_value") from None
 
 
 def _check_tool_result(message: Message, path: str) -> None:
     _required_string(message, "tool_call_id", path)
-    _check_content(message.get("content"), f"{path}.content", TEXT_PARTS)
+    _check_content(message.get("content"), f"{path}.content", MIXED_PARTS)
 
 
 def _check_function_result(message: Message, path: str) -> None:
@@ -158,8 +169,6 @@ def _check_content(content: Any, path: str, part_types: frozenset[str]) -> None:
         return
     if not isinstance(content, list):
         raise wrong_type(path, "a string or an array of content parts", content)
-    if not content:
-        raise InvalidRequest(f"{path} must have at least one part.", path, "out_of_range")
     for index, part in enumerate(content):
         _check_part(part, f"{path}[{index}]", part_types)
 

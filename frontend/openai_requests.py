@@ -11,11 +11,14 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 from msgspec import Meta, Struct
 
 U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
 MAX_STOP_SEQUENCES = 32
 MAX_TOOLS = 1536
+MAX_OUTPUT_TOKENS = 2**20
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
-PositiveU32: TypeAlias = Annotated[int, Meta(ge=1, le=U32_MAX)]
+OutputTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_OUTPUT_TOKENS)]
+WorkerId: TypeAlias = Annotated[int, Meta(ge=0)]  # u64; the decoder cannot state bounds above i64
 I64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Unit: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -36,7 +39,7 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-class AgentHints(Struct, omit_defaults=True):
+class AgentHints(Struct, forbid_unknown_fields=True):
     """`osl` is the expected output length in tokens."""
 
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
@@ -46,19 +49,19 @@ class AgentHints(Struct, omit_defaults=True):
     latency_sensitivity: float | None = None
 
 
-class MetadataUpload(Struct, omit_defaults=True):
+class MetadataUpload(Struct, forbid_unknown_fields=True):
     url: str
 
 
-class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Dynamo's own extension of a request. Encodes back to what the client sent."""
+class NvExt(Struct, forbid_unknown_fields=True):
+    """Dynamo's own extension of a request."""
 
     greed_sampling: bool | None = None
     use_raw_prompt: bool | None = None
     annotations: list[str] | None = None
-    backend_instance_id: Annotated[int, Meta(ge=0)] | None = None
-    prefill_worker_id: Annotated[int, Meta(ge=0)] | None = None
-    decode_worker_id: Annotated[int, Meta(ge=0)] | None = None
+    backend_instance_id: WorkerId | None = None
+    prefill_worker_id: WorkerId | None = None
+    decode_worker_id: WorkerId | None = None
     dp_rank: TokenId | None = None
     prefill_dp_rank: TokenId | None = None
     token_data: list[TokenId] | None = None
@@ -75,11 +78,11 @@ class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
 class GenerateRequest(Struct, kw_only=True, dict=True):
     """What chat and text completions have in common."""
 
-    model: str
+    model: NonEmptyStr
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    max_tokens: PositiveU32 | None = None
+    max_tokens: OutputTokens | None = None
     min_tokens: TokenId | None = None
     stop: Stop | None = None
     stop_token_ids: list[TokenId] | None = None
@@ -97,7 +100,7 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
     logit_bias: dict[str, float] | None = None
     seed: I64 | None = None
     allowed_token_ids: list[TokenId] | None = None
-    bad_words_token_ids: list[TokenId | list[TokenId]] | None = None
+    bad_words_token_ids: list[list[TokenId]] | None = None
 
     guided_json: Any = None
     guided_regex: str | None = None
@@ -169,10 +172,10 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
     """`messages` and `tools` stay plain dicts, as the chat template wants them; `openai_messages` has checked them."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: PositiveU32 | None = None
+    max_completion_tokens: OutputTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: Annotated[list[JsonObject], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[JsonObject], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -192,6 +195,8 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
     prediction: Any = None
     store: bool | None = None
     service_tier: ServiceTier | None = None
+    prompt_cache_key: str | None = None
+    web_search_options: Any = None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -200,12 +205,14 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
     @property
     def logprobs_count(self) -> int | None:
         """Alternatives asked for per token; 0 asks for the chosen token alone, None for nothing."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+        if not self.logprobs:
+            return None
+        return 1 if self.top_logprobs is None else self.top_logprobs
 
     @property
     def template_args(self) -> JsonObject:
-        """Extra variables for the chat template."""
-        return (self.chat_template_args or {}) | (self.chat_template_kwargs or {})
+        """Extra variables for the chat template; the field has two names."""
+        return self.chat_template_args or self.chat_template_kwargs or {}
 
 
 P = TypeVar("P")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from dynamo.shared.errors import DynamoError
 
@@ -21,11 +21,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Usage(Struct, frozen=True):
-    """Token counts of a request. `reasoning_tokens` is None when nobody counted them."""
+    """Token counts of a request; None where nobody counted."""
 
     prompt_tokens: int
     completion_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
 
@@ -44,6 +44,7 @@ class TokenLogprob(Struct):
     logprob: float
     bytes: list[int] | None = None
     top_logprobs: list[Alternative] = []
+    token_id: int | UnsetType = UNSET
 
 
 class Choice(Struct):
@@ -162,8 +163,8 @@ class CompletionStream:
             self._text_head,
             _encode(text),
             self._index,
-            _optional(b"finish_reason", finish_reason),
             _optional(b"logprobs", shaped),
+            _optional(b"finish_reason", finish_reason),
             self._about,
             b"null" if usage is None else completion_usage(usage),
             _optional(b"nvext", nvext),
@@ -197,11 +198,11 @@ def completion_response(
 
 
 def chat_usage(usage: Usage) -> bytes:
-    return _usage(usage, b'{"cached_tokens":%d}' % usage.cached_tokens)
+    return _usage(usage, b'{"cached_tokens":%d}')
 
 
 def completion_usage(usage: Usage) -> bytes:
-    return _usage(usage, b'{"audio_tokens":null,"cached_tokens":%d}' % usage.cached_tokens)
+    return _usage(usage, b'{"audio_tokens":null,"cached_tokens":%d}')
 
 
 class CompletionLogprobs(Struct):
@@ -221,9 +222,14 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], text_offset: int = 0) ->
     return CompletionLogprobs(
         tokens=[token.token for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[{other.token: other.logprob for other in token.top_logprobs} for token in tokens],
+        top_logprobs=[_by_token(token) for token in tokens],
         text_offset=offsets,
     )
+
+
+def _by_token(token: TokenLogprob) -> dict[str, float]:
+    """The chosen token is always among the alternatives."""
+    return {other.token: other.logprob for other in token.top_logprobs} | {token.token: token.logprob}
 
 
 def model_response(model: Model) -> bytes:
@@ -255,11 +261,11 @@ def _chat_choice(choice: Choice) -> bytes:
 
 
 def _completion_choice(choice: Choice) -> bytes:
-    return b'{"text":%b,"index":%d,"finish_reason":%b%b}' % (
+    return b'{"text":%b,"index":%d%b,"finish_reason":%b}' % (
         _encode(choice.text),
         choice.index,
-        _encode(choice.finish_reason),
         _optional(b"logprobs", choice.logprobs and completion_logprobs(choice.logprobs)),
+        _encode(choice.finish_reason),
     )
 
 
@@ -268,12 +274,12 @@ def _chat_logprobs(tokens: list[TokenLogprob] | None) -> JsonObject | None:
 
 
 def _usage(usage: Usage, prompt_details: bytes) -> bytes:
-    reasoning = usage.reasoning_tokens
-    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":%b%b}' % (
+    cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b%b}' % (
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
-        prompt_details,
+        b"" if cached is None else b',"prompt_tokens_details":' + prompt_details % cached,
         b"" if reasoning is None else b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning,
     )
 

@@ -7,16 +7,20 @@ from typing import Any
 from dynamo.frontend.openai_messages import check_messages, check_tools, shown, wrong_type
 from dynamo.frontend.openai_requests import (
     U32_MAX,
+    U64_MAX,
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
     JsonObject,
+    NvExt,
+    ResponseFormat,
     Stop,
 )
 from dynamo.shared.errors import InvalidRequest
 
 MAX_CHOICES = 128
 TOOL_CHOICES = ("none", "auto", "required")
+GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
 
 def check_chat(request: ChatCompletionRequest) -> None:
@@ -25,22 +29,19 @@ def check_chat(request: ChatCompletionRequest) -> None:
     names = check_tools(request.tools) if request.tools else set()
     if request.tool_choice is not None:
         _check_tool_choice(request.tool_choice, names)
-    if request.top_logprobs is not None and not request.logprobs:
-        raise _conflict("top_logprobs needs logprobs to be true.", "top_logprobs")
-    if request.continue_final_message and request.add_generation_prompt:
-        raise _conflict(
-            "continue_final_message and add_generation_prompt cannot both be true.", "continue_final_message"
-        )
     if request.response_format is not None:
-        _check_response_format(request)
+        _check_response_format(request.response_format)
+    _check_template_options(request)
+    _check_guided(request, request.response_format, request.tool_choice)
 
 
 def check_completion(request: CompletionRequest) -> None:
     _check_prompt(request.prompt)
     _check_generate(request)
+    _check_guided(request)
     _refuse_what_is_not_honoured(request)
     n = request.n or 1
-    if request.best_of is not None and request.best_of < n:
+    if request.best_of and request.best_of < n:
         raise InvalidRequest(f"best_of is {request.best_of}; it must be at least n, which is {n}.", "best_of")
     if n * len(request.prompts) > MAX_CHOICES:
         raise InvalidRequest(
@@ -74,7 +75,8 @@ def _check_generate(request: GenerateRequest) -> None:
         _check_stop(request.stop)
     if request.logit_bias:
         _check_logit_bias(request.logit_bias)
-    _check_guided(request)
+    if request.nvext is not None:
+        _check_worker_ids(request.nvext)
 
 
 def _check_stop(stop: Stop) -> None:
@@ -82,6 +84,12 @@ def _check_stop(stop: Stop) -> None:
     for index, item in enumerate(stop):
         if type(item) is not kind:
             raise wrong_type(f"stop[{index}]", "of the same type as stop[0]: all strings or all token ids", item)
+
+
+def _check_worker_ids(nvext: NvExt) -> None:
+    for name in ("backend_instance_id", "prefill_worker_id", "decode_worker_id"):
+        if (getattr(nvext, name) or 0) > U64_MAX:
+            raise InvalidRequest(f"nvext.{name} is not an unsigned 64-bit number.", f"nvext.{name}", "out_of_range")
 
 
 def _check_logit_bias(logit_bias: dict[str, float]) -> None:
@@ -100,16 +108,37 @@ def _check_logit_bias(logit_bias: dict[str, float]) -> None:
             )
 
 
-def _check_guided(request: GenerateRequest) -> None:
-    given = [
-        name
-        for name in ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
-        if getattr(request, name) is not None
-    ]
+def _check_guided(
+    request: GenerateRequest,
+    response_format: ResponseFormat | None = None,
+    tool_choice: str | JsonObject | None = None,
+) -> None:
+    """The output follows one guide. Calls that must be made may replace a response format, but nothing else."""
+    given = [name for name in GUIDES if getattr(request, name) is not None]
+    if not given:
+        return
+    if response_format is not None and response_format.type != "text":
+        given.append("response_format")
+    if tool_choice is not None and tool_choice not in ("none", "auto"):
+        given.append("tool_choice")
     if len(given) > 1:
-        raise _conflict(f"Only one of {' and '.join(given)} may be given.", given[1])
+        raise _conflict(f"Only one of {' and '.join(given)} may be given: each prescribes the output.", given[1])
     if request.guided_choice is not None and not request.guided_choice:
         raise InvalidRequest("guided_choice must have at least one choice.", "guided_choice", "out_of_range")
+
+
+def _check_template_options(request: ChatCompletionRequest) -> None:
+    if request.continue_final_message and request.add_generation_prompt is not False:
+        raise _conflict(
+            "continue_final_message needs add_generation_prompt to be false; it is true by default.",
+            "continue_final_message",
+        )
+    if request.chat_template_args is not None and request.chat_template_kwargs is not None:
+        raise InvalidRequest(
+            "chat_template_args and chat_template_kwargs are two names of one field.",
+            "chat_template_kwargs",
+            "duplicate_field",
+        )
 
 
 def _check_tool_choice(tool_choice: str | JsonObject, names: set[str]) -> None:
@@ -132,9 +161,7 @@ def _check_tool_choice(tool_choice: str | JsonObject, names: set[str]) -> None:
         )
 
 
-def _check_response_format(request: ChatCompletionRequest) -> None:
-    response_format = request.response_format
-    assert response_format is not None
+def _check_response_format(response_format: ResponseFormat) -> None:
     if response_format.type == "json_schema" and response_format.json_schema is None:
         raise InvalidRequest(
             "response_format of type json_schema needs the field json_schema.",

@@ -1,20 +1,23 @@
-"""What a worker is told of an OpenAI request: stop conditions, sampling and output options (wire.md §3.1)."""
+"""What a worker is told of an OpenAI request, besides its tokens (wire.md §3.1).
+
+`logit_bias` is checked and then dropped, as 1.6.1 does: its workers would take the keys for strings, not for token ids.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET
-
 from dynamo.frontend.openai_requests import (
+    AgentHints,
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
     JsonObject,
+    NvExt,
     ResponseFormat,
 )
-from dynamo.shared.protocol import OutputOptions, SamplingOptions, StopConditions
+from dynamo.shared.protocol import OutputOptions, Routing, SamplingOptions, StopConditions
 
 
 def stop_conditions(request: GenerateRequest, eos_token_ids: Sequence[int]) -> StopConditions:
@@ -41,12 +44,11 @@ def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> Samp
         repetition_penalty=request.repetition_penalty,
         temperature=request.temperature,
         top_p=request.top_p,
-        top_k=request.top_k,
+        top_k=request.top_k or (None if request.top_k is None else -1),
         min_p=request.min_p,
         seed=request.seed,
         include_stop_str_in_output=request.include_stop_str_in_output,
         guided_decoding=_guided_decoding(request),
-        logit_bias=UNSET if request.logit_bias is None else request.logit_bias,
     )
     if request.nvext is not None and request.nvext.greed_sampling:
         options.temperature, options.top_p, options.top_k, options.min_p = 0.0, None, None, None
@@ -56,11 +58,62 @@ def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> Samp
 def output_options(request: ChatCompletionRequest | CompletionRequest) -> OutputOptions:
     return OutputOptions(
         logprobs=request.logprobs_count,
-        prompt_logprobs=request.prompt_logprobs,
+        prompt_logprobs=_prompt_logprobs(request),
         skip_special_tokens=request.skip_special_tokens,
-        formatted_prompt=request.nvext.use_raw_prompt if request.nvext else None,
         return_tokens_as_token_ids=request.return_tokens_as_token_ids,
     )
+
+
+def routing(request: GenerateRequest) -> Routing:
+    nvext = request.nvext or NvExt()
+    hints = nvext.agent_hints or AgentHints()
+    return Routing(
+        backend_instance_id=nvext.backend_instance_id,
+        prefill_worker_id=nvext.prefill_worker_id,
+        decode_worker_id=nvext.decode_worker_id,
+        dp_rank=nvext.dp_rank,
+        prefill_dp_rank=nvext.prefill_dp_rank,
+        expected_output_tokens=hints.osl,
+        cache_salt=_cache_salt(request),
+        priority=hints.priority,
+        priority_jump=None if hints.priority is None else max(0.0, float(hints.priority)),
+        strict_priority=hints.strict_priority,
+    )
+
+
+def extra_args(request: GenerateRequest) -> JsonObject | None:
+    """What has no field of its own on the wire."""
+    sampling = {
+        name: value
+        for name in ("allowed_token_ids", "bad_words_token_ids", "detokenize")
+        if (value := getattr(request, name)) is not None
+    }
+    groups = {"nvext": _passed_nvext(request), "sampling_options": sampling}
+    return {name: group for name, group in groups.items() if group} or None
+
+
+def _passed_nvext(request: GenerateRequest) -> JsonObject:
+    passed: JsonObject = {}
+    if (salt := _cache_salt(request)) is not None:
+        passed["cache_salt"] = salt
+    if request.nvext is not None and request.nvext.extra_fields is not None:
+        passed["extra_fields"] = request.nvext.extra_fields
+    if request.nvext is not None and request.nvext.token_data is not None:
+        passed["token_in"] = True
+    return passed
+
+
+def _cache_salt(request: GenerateRequest) -> str | None:
+    if request.nvext is not None and request.nvext.cache_salt is not None:
+        return request.nvext.cache_salt
+    return request.cache_salt
+
+
+def _prompt_logprobs(request: ChatCompletionRequest | CompletionRequest) -> int | None:
+    """An echoed prompt is echoed with its logprobs when the client wants any."""
+    if request.prompt_logprobs is None and not isinstance(request, ChatCompletionRequest) and request.echo:
+        return request.logprobs
+    return request.prompt_logprobs
 
 
 def _max_thinking_tokens(request: GenerateRequest) -> int | None:
@@ -112,7 +165,8 @@ def _guide_by_tool_choice(request: ChatCompletionRequest) -> JsonObject | None:
         name = request.tool_choice["function"]["name"]
         return {"json": next(_parameters(function) for function in functions if function["name"] == name)}
     if request.tool_choice == "required":
-        return {"json": _calls_schema(functions)}
+        schema = _calls_schema(functions)
+        return {"json": schema if request.parallel_tool_calls is not False else schema | {"maxItems": 1}}
     return None
 
 
@@ -120,7 +174,6 @@ def _calls_schema(functions: list[JsonObject]) -> JsonObject:
     """An array of at least one call, each of one of the `functions`."""
     calls = [
         {
-            "type": "object",
             "properties": {"name": {"type": "string", "enum": [function["name"]]}, "parameters": _parameters(function)},
             "required": ["name", "parameters"],
         }
