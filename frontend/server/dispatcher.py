@@ -41,11 +41,22 @@ class Dispatcher:
         self.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
 
     def dispatch(self, exchange: Exchange) -> None:
+        """Handle in a task of its own."""
+        if self._admit(exchange):
+            self._in_flight[exchange] = self._loop.create_task(self._run(exchange))
+
+    async def run(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
+        """Handle in the task that the caller runs in."""
+        if self._admit(exchange):
+            self._in_flight[exchange] = task
+            await self._run(exchange)
+
+    def _admit(self, exchange: Exchange) -> bool:
         if len(self._in_flight) >= self.limits.max_in_flight and exchange.method not in UNCAPPED_METHODS:
             self.refuse(exchange, AtCapacity("This server handles as many requests as it may; send it again shortly."))
-            return
+            return False
         self.num_requests += 1
-        self._in_flight[exchange] = self._loop.create_task(self._run(exchange))
+        return True
 
     def refuse(self, exchange: Exchange, error: DynamoError) -> None:
         """Answer with an error that no handler saw."""

@@ -95,7 +95,7 @@ class WireExchange(Exchange):
         self._wake_reader()
 
     def refuse_body_size(self) -> None:
-        self.fail_body(PayloadTooLarge(f"The request body is larger than the limit of {self._max_body_bytes} bytes."))
+        self.fail_body(oversized_body(self._max_body_bytes))
 
     def fail_body(self, error: DynamoError) -> None:
         if not self.is_body_complete and self._body_error is None:
@@ -153,6 +153,10 @@ def split_target(target: bytes) -> tuple[str, str]:
         raw_path = b"/" + after_scheme.partition(b"/")[2]
     path = raw_path.decode("latin-1")
     return (unquote(path) if "%" in path else path), query.decode("latin-1")
+
+
+def oversized_body(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is larger than the limit of {max_bytes} bytes.")
 
 
 def late_body(num_bytes: int) -> RequestTimeout:
