@@ -18,7 +18,8 @@
     │   ├── Overloaded            529
     │   └── ShuttingDown          503
     ├── WorkerError               the worker's
-    │   ├── CannotConnect         503  refused, unreachable, or refused the request before running it
+    │   ├── CannotConnect         503  unreachable: surely nothing was begun
+    │   │   └── WorkerRefused     503  reachable, and refused the request before beginning it
     │   ├── Disconnected          503  the stream ended before the worker completed it
     │   ├── WorkerTimeout         504  no byte for longer than allowed
     │   ├── ResponseTooLarge      502  a frame over the size limit
@@ -142,16 +143,25 @@ class ShuttingDown(UnavailableError):
 
 
 class WorkerError(DynamoError):
-    """`is_migratable`: nothing is known to be wrong with the request itself, so another worker may be asked."""
+    """`is_migratable`: nothing is known to be wrong with the request itself, so another worker may be asked.
+    `is_suspect`: the instance itself is in doubt and is not asked again for a while."""
 
     status = 503
     type = "service_unavailable"
-    retry_after_s = 1
+    retry_after_s: int | None = 1
     is_migratable: bool = True
+    is_suspect: bool = True
 
 
 class CannotConnect(WorkerError):
     code = "worker_unreachable"
+
+
+class WorkerRefused(CannotConnect):
+    """The worker is there and said no before it began, without saying whose fault that was."""
+
+    code = "worker_refused"
+    is_suspect = False
 
 
 class Disconnected(WorkerError):
@@ -168,12 +178,14 @@ class ResponseTooLarge(WorkerError):
     status = 502
     code = "worker_response_too_large"
     is_migratable = False
+    is_suspect = False
 
 
 class BackendError(WorkerError):
     """The worker answered with an error of its own; its class decides the status (wire.md §2.4)."""
 
     is_migratable = False
+    is_suspect = False
     retry_after_s: int | None = None
 
     def __init__(

@@ -1,7 +1,7 @@
 """What acceptors and the router say to each other over ZeroMQ (acceptor DEALER, router ROUTER).
 
-One ZeroMQ message is a msgpack array of these structs: whatever a side had to say in one tick of its loop. Every struct is a
-positional array with an integer tag. A new field goes last and has a default.
+One ZeroMQ message is a msgpack array of these structs: whatever a side had to say in one tick of its loop. Every
+struct is a positional array with an integer tag. A new field goes last and has a default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Wire(Struct, array_like=True, frozen=True, gc=False):
 # --------------------------------------------------------------------------- the model table
 
 
-class Worker(Wire):
+class Worker(Wire, frozen=True):
     """One routable endpoint instance. Exactly one of `address` and `nats_subject` is set."""
 
     instance_id: int
@@ -28,11 +28,11 @@ class Worker(Wire):
     device_type: str = ""
 
 
-class WorkerSet(Wire):
+class WorkerSet(Wire, frozen=True):
     """Workers of one (namespace, component, endpoint, model, worker type) whose cards agree.
 
-    `key` names the set. `card` is the raw card JSON of its first member. `rejected` counts instances whose card's mdcsum
-    differs: they are not members until the set drains.
+    `key` names the set. `card` is the raw card JSON of its first member. `rejected` counts instances whose card's
+    mdcsum differs: they are not members until the set drains.
     """
 
     key: str
@@ -50,7 +50,7 @@ class WorkerSet(Wire):
 # --------------------------------------------------------------------------- acceptor -> router
 
 
-class Hello(Wire, tag=1):
+class Hello(Wire, tag=1, frozen=True):
     """First message of an acceptor on every (re)connect. A new `incarnation` of `acceptor` frees what the old one held;
     `active` re-announces this incarnation's placements as (request_id, instance_id, num_tokens)."""
 
@@ -59,9 +59,10 @@ class Hello(Wire, tag=1):
     active: list[tuple[int, int, int]] = []
 
 
-class Place(Wire, tag=2):
-    """Ask for a worker. `request_id` is unique within the acceptor's incarnation. `block_hashes` are packed u64 LE sequence
-    hashes, empty unless the mode is kv. `excluded` were tried already. `worker_set` pins the set, "" leaves it open."""
+class Place(Wire, tag=2, frozen=True):
+    """Ask for a worker. `request_id` is unique within the acceptor's incarnation. `block_hashes` are packed u64 LE
+    sequence hashes, empty unless the mode is kv. `excluded` were tried already. `instance_id` and `dp_rank` pin the
+    choice."""
 
     request_id: int
     model: str
@@ -72,24 +73,24 @@ class Place(Wire, tag=2):
     dp_rank: int | None = None
 
 
-class Free(Wire, tag=3):
+class Free(Wire, tag=3, frozen=True):
     """The request is over, however it ended."""
 
     request_id: int
 
 
-class WorkerFailed(Wire, tag=4):
+class WorkerFailed(Wire, tag=4, frozen=True):
     """The acceptor could not reach this instance or lost it mid-stream: inhibit it for a while (wire.md §2.7)."""
 
     instance_id: int
     reason: str
 
 
-class Heartbeat(Wire, tag=5):
+class Heartbeat(Wire, tag=5, frozen=True):
     """Sent each second; an acceptor silent for longer than the router's expiry is taken for dead."""
 
 
-class Goodbye(Wire, tag=6):
+class Goodbye(Wire, tag=6, frozen=True):
     """An orderly exit."""
 
 
@@ -98,7 +99,7 @@ AcceptorMessage = Hello | Place | Free | WorkerFailed | Heartbeat | Goodbye
 # --------------------------------------------------------------------------- router -> acceptor
 
 
-class Welcome(Wire, tag=1):
+class Welcome(Wire, tag=1, frozen=True):
     """Answer to Hello: the whole table. `router_mode` tells the acceptor whether to send block hashes."""
 
     router_incarnation: int
@@ -108,7 +109,7 @@ class Welcome(Wire, tag=1):
     worker_sets: list[WorkerSet]
 
 
-class TableDelta(Wire, tag=2):
+class TableDelta(Wire, tag=2, frozen=True):
     """Change of the table from `version - 1` to `version`; a set in `sets_up` replaces the one of the same key."""
 
     version: int
@@ -118,7 +119,7 @@ class TableDelta(Wire, tag=2):
     sets_down: list[str] = []
 
 
-class Placed(Wire, tag=3):
+class Placed(Wire, tag=3, frozen=True):
     request_id: int
     instance_id: int
     worker_set: str
@@ -126,7 +127,7 @@ class Placed(Wire, tag=3):
     overlap_blocks: int = 0
 
 
-class Refused(Wire, tag=4):
+class Refused(Wire, tag=4, frozen=True):
     """No placement. `code` is an error code of `dynamo.shared.errors`: model_not_found, model_not_ready, overloaded,
     invalid_value."""
 

@@ -1,7 +1,7 @@
 """The structs Dynamo 1.6.1 puts on its planes: discovery values, request, response. Source: wire.md §1-§3.
 
-Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request plane a body is a msgpack or JSON *map*;
-which one is the instance's `request_plane_codec`.
+Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request plane a body is a msgpack or JSON
+*map*; which one is the instance's `request_plane_codec`.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ class Routing(Struct, omit_defaults=True):
 
 
 class PreprocessedRequest(Struct):
-    """What a worker with model_input Tokens is asked. `token_ids` is a list on our side of the encoder, or a `Raw` already
-    in the payload codec."""
+    """What a worker with model_input Tokens is asked. `token_ids` is a list on our side of the encoder, or a `Raw`
+    already in the payload codec."""
 
     model: str
     token_ids: list[int] | msgspec.Raw

@@ -1,0 +1,201 @@
+"""One acceptor process: HTTP in, requests to workers out, tokens back. Stateless between requests.
+
+Started by the supervisor with `--config-stdin --ready-fd N`: one line of JSON on stdin (`AcceptorConfig`), then the
+end of stdin means that the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import setproctitle
+import uvloop
+from msgspec import Struct
+
+from dynamo.frontend.app import App
+from dynamo.frontend.artifacts import ArtifactStore
+from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.engine_client import EngineClient, EngineLimits
+from dynamo.frontend.engine_stream import ResponseServer
+from dynamo.frontend.inference import Inference
+from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.model import ModelLoader
+from dynamo.frontend.models import ModelRegistry
+from dynamo.frontend.openai_responses import error_body
+from dynamo.frontend.pipeline import Pipeline
+from dynamo.frontend.router_client import RouterClient
+from dynamo.frontend.server.limits import Limits
+from dynamo.frontend.server.native import NativeServer, tls_context
+from dynamo.frontend.sse import KeepAlive
+from dynamo.frontend.tokenizer import TokenizerOptions
+from dynamo.shared.log import configure_logging
+from dynamo.shared.metrics import Registry
+from dynamo.shared.network import routable_host
+
+log = logging.getLogger("dynamo.acceptor")
+
+METRICS_INTERVAL_S = 1.0
+MAX_CONNECTIONS = 65_536
+
+
+class AcceptorConfig(Struct):
+    """`config` are the fields of FrontendConfig; `listen_fd` is a listening socket, inherited."""
+
+    config: dict[str, Any]
+    index: int
+    listen_fd: int
+    router_endpoint: str
+    run_dir: str
+
+    @property
+    def name(self) -> str:
+        return f"acceptor-{self.index}"
+
+
+class Acceptor:
+    """Everything one acceptor owns. `start`, then `drain`; made inside the running loop."""
+
+    def __init__(self, own: AcceptorConfig) -> None:
+        config = self.config = FrontendConfig(**own.config)
+        metrics_directory = Path(own.run_dir) / "metrics"
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, "model-loader")
+        self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix)
+        self._router = RouterClient(own.router_endpoint, own.name, self._on_table, config.inhibited_duration_s)
+        self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor)
+        self._responses = _response_server(config, own.index)
+        self._engine = EngineClient(self._responses, _engine_limits(config))
+        self._inference = Inference(
+            Pipeline(self._models, self._router, self._engine),
+            self._metrics,
+            KeepAlive(config.sse_keep_alive_interval_ms / 1000),
+            config.max_concurrent_requests,
+        )
+        app = App(
+            self._inference,
+            self._models,
+            self._router,
+            self._save_metrics,
+            metrics_directory,
+            config.overload_status_code,
+        )
+        self._server = NativeServer(
+            app, socket.socket(fileno=own.listen_fd), _http_limits(config), error_body, _tls(config)
+        )
+
+    async def start(self) -> None:
+        await self._responses.start()
+        await self._server.start()
+        self._save_metrics_now_and_then()
+
+    async def drain(self) -> None:
+        """Refuse what is new, finish what runs, for as long as the config allows."""
+        self._inference.is_draining = True
+        num_active = self._inference.num_active
+        log.info("draining %d requests for up to %g s", num_active, self.config.graceful_shutdown_timeout_s)
+        await self._server.close(self.config.graceful_shutdown_timeout_s)
+        self._router.close()
+        self._engine.close()
+        self._responses.stop()
+        self._save_metrics()
+
+    def _on_table(self, left: list[int]) -> None:
+        for instance_id in left:
+            self._responses.instance_left(instance_id)
+        self._models.update()
+
+    def _save_metrics(self) -> None:
+        self._metrics.observe(self._models, self._router)
+        self._metrics.registry.save()
+
+    def _save_metrics_now_and_then(self) -> None:
+        self._save_metrics()
+        self._loop.call_later(METRICS_INTERVAL_S, self._save_metrics_now_and_then)
+
+
+def _model_loader(config: FrontendConfig) -> ModelLoader:
+    return ModelLoader(
+        ArtifactStore(Path(config.model_path) if config.model_path else None),
+        TokenizerOptions(
+            backend=config.tokenizer, cache_bytes=config.tokenizer_cache_bytes if config.tokenizer_cache else 0
+        ),
+    )
+
+
+def _response_server(config: FrontendConfig, index: int) -> ResponseServer:
+    host = config.tcp_response_stream_host or routable_host()
+    port = config.tcp_response_stream_port
+    return ResponseServer(host, port + index if port else 0, max_message_size=config.tcp_max_message_size)
+
+
+def _engine_limits(config: FrontendConfig) -> EngineLimits:
+    return EngineLimits(
+        connect_timeout_s=config.tcp_connect_timeout_s,
+        ack_timeout_s=config.tcp_request_timeout_s,
+        pool_size=config.tcp_pool_size,
+        channel_buffer=config.tcp_channel_buffer,
+        max_message_size=config.tcp_max_message_size,
+        stream_timeout_s=config.backend_stream_timeout_s,
+    )
+
+
+def _http_limits(config: FrontendConfig) -> Limits:
+    """Inference has a cap of its own, with its own answer; this one also counts what is being refused."""
+    return Limits(
+        max_connections=MAX_CONNECTIONS,
+        max_in_flight=2 * config.max_concurrent_requests,
+        max_body_bytes=config.body_limit_bytes,
+        body_timeout_s=config.body_read_timeout_s,
+    )
+
+
+def _tls(config: FrontendConfig) -> Any:
+    if config.tls_cert_path is None or config.tls_key_path is None:
+        return None
+    return tls_context(config.tls_cert_path, config.tls_key_path)
+
+
+# --------------------------------------------------------------------------- the process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="dynamo.frontend.acceptor", description="Started by dynamo-frontend.")
+    parser.add_argument("--config-stdin", action="store_true", required=True, help="Read one line of JSON from stdin.")
+    parser.add_argument("--ready-fd", type=int, required=True, help="Where to write that serving has begun.")
+    arguments = parser.parse_args()
+    own = msgspec.json.decode(sys.stdin.buffer.readline(), type=AcceptorConfig)
+    setproctitle.setproctitle(f"dynamo::{own.name}")
+    configure_logging(own.name)
+    uvloop.run(_run(own, arguments.ready_fd))
+
+
+async def _run(own: AcceptorConfig, ready_fd: int) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin.fileno(), stop.set)  # readable: its end, for nothing more is ever sent
+    acceptor = Acceptor(own)
+    await acceptor.start()
+    gc.collect()
+    gc.freeze()
+    os.write(ready_fd, b"ready\n")
+    os.close(ready_fd)
+    await stop.wait()
+    loop.remove_reader(sys.stdin.fileno())
+    await acceptor.drain()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Serving one generation over HTTP: admission, cancellation, the stream or the whole answer, and the books."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from dynamo.frontend.engine_client import fresh_uuid
+from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
+from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
+from dynamo.frontend.openai import GenerateRequest
+from dynamo.frontend.openai_responses import Choice
+from dynamo.frontend.pipeline import Pipeline
+from dynamo.frontend.postprocess import Delta
+from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.server.exchange import Exchange, HeaderBlock
+from dynamo.frontend.sse import KeepAlive, SseStream
+from dynamo.shared.errors import (
+    ClientDisconnected,
+    DynamoError,
+    InternalError,
+    Overloaded,
+    ShuttingDown,
+    UnsupportedMediaType,
+)
+
+log = logging.getLogger("dynamo.http")
+access_log = logging.getLogger("dynamo.access")
+
+JSON = b"content-type: application/json\r\n"
+_JSON_TYPE = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
+
+
+class Inference:
+    """Runs any mouth. `is_draining` refuses what is new; what runs may finish."""
+
+    def __init__(
+        self, pipeline: Pipeline, metrics: FrontendMetrics, keep_alive: KeepAlive, max_concurrent_requests: int
+    ) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._keep_alive = keep_alive
+        self._max_concurrent_requests = max_concurrent_requests
+        self._now: Callable[[], float] = asyncio.get_running_loop().time
+        self.num_active = 0
+        self.is_draining = False
+
+    async def serve(self, exchange: Exchange, headers: HeaderBlock, mouth: Mouth[Any]) -> None:
+        """Answers, or raises the DynamoError that is to be the answer."""
+        record = RequestRecord(fresh_uuid(), mouth.endpoint, self._now())
+        _cancel_on_disconnect(exchange)
+        self.num_active += 1
+        try:
+            self._admit(exchange)
+            request = mouth.decode(await exchange.read_body())
+            await self._answer(exchange, headers, mouth, request, record)
+        except DynamoError as error:
+            record.error = error
+            raise
+        except asyncio.CancelledError:
+            record.error = ClientDisconnected() if exchange.is_disconnected else ShuttingDown()
+            raise
+        except Exception:
+            record.error = InternalError()
+            raise
+        finally:
+            self.num_active -= 1
+            self._metrics.end(record, self._now())
+            if access_log.isEnabledFor(logging.DEBUG):
+                _log_access(record, self._now())
+
+    def _admit(self, exchange: Exchange) -> None:
+        if self.is_draining:
+            raise ShuttingDown("This gateway is shutting down; send the request to another one.")
+        if self.num_active > self._max_concurrent_requests:
+            raise Overloaded(f"This gateway already serves {self._max_concurrent_requests} requests; try again.")
+        content_type = exchange.header("content-type")
+        if content_type is None or not _JSON_TYPE.fullmatch(content_type):
+            raise UnsupportedMediaType(f"The content-type must be application/json, not {content_type or 'missing'}.")
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        headers: HeaderBlock,
+        mouth: Mouth[Any],
+        request: GenerateRequest,
+        record: RequestRecord,
+    ) -> None:
+        record.is_stream = bool(request.stream)
+        batch = await mouth.prepare(self._pipeline, request, record)
+        self._metrics.begin(record)
+        created = int(time.time())
+        if record.is_stream:
+            await self._stream(exchange, headers, EventRenderer(mouth, request, record, created), batch, record)
+        else:
+            choices = await self._collect(batch, record)
+            exchange.respond(200, JSON + headers, mouth.body(record, created, choices))
+
+    async def _collect(self, batch: list[Prepared], record: RequestRecord) -> list[Choice]:
+        choices = [Choice("", "stop", index) for index in range(len(batch))]
+        texts: list[list[str]] = [[] for _ in batch]
+        async with aclosing(self._pipeline.generate_all(batch, record)) as deltas:
+            async for delta in deltas:
+                texts[delta.index].append(delta.text)
+                choice = choices[delta.index]
+                choice.finish_reason = delta.finish_reason or choice.finish_reason
+                if delta.logprobs:
+                    choice.logprobs = (choice.logprobs or []) + delta.logprobs
+        for choice, pieces in zip(choices, texts, strict=True):
+            choice.text = "".join(pieces)
+        return choices
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        headers: HeaderBlock,
+        events: EventRenderer,
+        batch: list[Prepared],
+        record: RequestRecord,
+    ) -> None:
+        sse = SseStream(exchange, headers, self._keep_alive)
+        try:
+            async with aclosing(self._pipeline.generate_all(batch, record)) as deltas:
+                async for delta in deltas:
+                    sse.write(events.of(delta))
+                    if not exchange.is_writable:
+                        await exchange.drain()
+            sse.finish(events.last())
+        except ClientDisconnected:
+            raise
+        except DynamoError as error:
+            if not sse.is_started:
+                raise
+            record.error = error
+            sse.fail(error)
+        finally:
+            sse.close()
+
+
+class EventRenderer:
+    """Deltas to chunks for one answer: the first of a choice names the role, the last its finish reason."""
+
+    def __init__(self, mouth: Mouth[Any], request: GenerateRequest, record: RequestRecord, created: int) -> None:
+        self._mouth = mouth
+        self._record = record
+        self._created = created
+        self._wants_usage = request.include_usage
+        self._wants_running_usage = request.continuous_usage_stats
+        self._choices: dict[int, ChoiceStream] = {}
+
+    def of(self, delta: Delta) -> bytes:
+        choice = self._choices.get(delta.index)
+        is_first = choice is None
+        if choice is None:
+            choice = self._choices[delta.index] = self._mouth.stream(self._record, self._created, delta.index)
+        if delta.logprobs is not None or self._wants_running_usage:
+            return self._in_full(choice, delta, is_first)
+        events = b""
+        if is_first:
+            events = choice.first(delta.text)
+        elif delta.text:
+            events = choice.delta(delta.text)
+        return events + choice.finish(delta.finish_reason) if delta.finish_reason else events
+
+    def last(self) -> bytes:
+        """The usage chunk, if it was asked for."""
+        if not self._wants_usage:
+            return b""
+        choice = next(iter(self._choices.values()), None) or self._mouth.stream(self._record, self._created, 0)
+        return choice.usage(usage_of(self._record))
+
+    def _in_full(self, choice: ChoiceStream, delta: Delta, is_first: bool) -> bytes:
+        usage = usage_of(self._record) if self._wants_running_usage else None
+        events = b""
+        if delta.text or delta.logprobs or is_first:
+            events = choice.chunk(delta.text, is_first=is_first, logprobs=delta.logprobs, usage=usage)
+        if delta.finish_reason:
+            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage)
+        return events
+
+
+def _cancel_on_disconnect(exchange: Exchange) -> None:
+    """Whatever the request is waiting for, it stops in the tick in which the client is seen to be gone."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def cancel() -> None:
+        task.cancel()
+
+    exchange.on_disconnect = cancel
+
+
+def _log_access(record: RequestRecord, now: float) -> None:
+    error = record.error
+    access_log.debug(
+        "%s %s",
+        record.endpoint,
+        error.code if error else "ok",
+        extra={
+            "request_id": record.request_id,
+            "model": record.model,
+            "status": error.status if error else 200,
+            "elapsed_ms": round((now - record.started_at) * 1000, 3),
+            "ttft_ms": round((record.first_token_at - record.started_at) * 1000, 3) if record.first_token_at else None,
+            "prompt_tokens": record.num_prompt_tokens,
+            "output_tokens": record.num_output_tokens,
+            "worker": f"{record.instance_id:x}",
+        },
+    )

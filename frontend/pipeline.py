@@ -1,0 +1,227 @@
+"""One request's way: model → prompt → worker → text. Everything an API surface needs, and nothing of HTTP.
+
+`generate` is the whole of it; each mouth (chat, completions, later others) prepares its prompt and folds the deltas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import cast
+
+from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
+from dynamo.frontend.engine_stream import EngineStream
+from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.models import ModelRegistry
+from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
+from dynamo.frontend.postprocess import Delta, make_choice
+from dynamo.frontend.preprocess import Prepared, Prompt, prepare_chat, prepare_completion
+from dynamo.frontend.router_client import PlacementWish, RouterClient
+from dynamo.shared.errors import CannotConnect, ModelNotReady, WorkerError
+from dynamo.shared.messages import Placed
+from dynamo.shared.protocol import EngineOutput
+
+log = logging.getLogger("dynamo.pipeline")
+
+MAX_DISPATCH_ATTEMPTS = 4  # workers asked for one request before any has begun it
+MAX_QUEUED_DELTAS = 64  # of one batch of prompts, between its generations and the client
+
+
+class Pipeline:
+    def __init__(self, models: ModelRegistry, router: RouterClient, engine: EngineClient) -> None:
+        self._models = models
+        self._router = router
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+
+    async def prepare_chat(self, request: ChatCompletionRequest, record: RequestRecord) -> list[Prepared]:
+        """One per choice."""
+        model = await self._models.get(request.model, "Chat")
+        record.model = model.name
+        return self._fan_out([await prepare_chat(model, request)], record)
+
+    async def prepare_completion(self, request: CompletionRequest, record: RequestRecord) -> list[Prepared]:
+        """One per choice; those of the first prompt come first."""
+        model = await self._models.get(request.model, "Completions")
+        record.model = model.name
+        return self._fan_out([await prepare_completion(model, request, p) for p in prompts_of(request)], record)
+
+    async def generate(self, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
+        """Deltas of one choice until it is over. A worker that has begun nothing is replaced by another, silently.
+
+        Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
+        """
+        wish = PlacementWish(
+            prepared.model.name,
+            prepared.num_tokens,
+            instance_id=prepared.routing.backend_instance_id,
+            dp_rank=prepared.routing.dp_rank,
+        )
+        for attempt in range(1, MAX_DISPATCH_ATTEMPTS + 1):
+            async with self._router.place(wish) as placed:
+                record.placed_at = self._loop.time()
+                record.num_attempts, record.instance_id = attempt, placed.instance_id
+                try:
+                    async with aclosing(self._answer(placed, prepared, record)) as deltas:
+                        async for delta in deltas:
+                            yield delta
+                    return
+                except WorkerError as error:
+                    self._note_failure(placed.instance_id, error)
+                    if not isinstance(error, CannotConnect | WorkerAtCapacity) or attempt == MAX_DISPATCH_ATTEMPTS:
+                        raise
+                    if set(wish.excluded) >= self._others(placed):
+                        raise
+                    wish.excluded.append(placed.instance_id)
+
+    async def generate_all(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
+        """The deltas of several choices as they come; `Delta.index` says whose."""
+        if len(batch) == 1:
+            async with aclosing(self.generate(batch[0], record)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
+        tasks = [self._loop.create_task(self._feed(queue, i, prepared, record)) for i, prepared in enumerate(batch)]
+        try:
+            num_running = len(tasks)
+            while num_running:
+                item = await queue.get()
+                if item is None:
+                    num_running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- one attempt
+
+    async def _answer(self, placed: Placed, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
+        worker = self._router.table.workers.get(placed.instance_id)
+        if worker is None:
+            raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
+        if (model := self._models.of_set(placed.worker_set)) is not None and model.mdcsum != prepared.model.mdcsum:
+            raise ModelNotReady(f"The model {prepared.model.name!r} is being replaced by another version; try again.")
+        request_id = record.request_id
+        stream = await self._engine.generate(worker, request_id, prepared.wire_request(worker.codec))
+        try:
+            async for delta in self._deltas(stream, prepared, record):
+                yield delta
+        finally:
+            stream.close()
+
+    async def _deltas(
+        self, stream: EngineStream, prepared: Prepared, record: RequestRecord
+    ) -> AsyncGenerator[Delta, None]:
+        """What has arrived since the last look becomes one delta."""
+        answer = Answer(prepared)
+        async for outputs in stream:
+            delta = answer.push(outputs)
+            stream.is_ending = answer.is_ended_by_worker
+            if delta.num_tokens:
+                record.note_tokens(self._loop.time(), delta.num_tokens)
+            if answer.is_over:
+                record.note_cached(answer.num_cached_tokens)
+                yield delta
+                return
+            if delta.text or delta.logprobs:
+                yield delta
+        record.note_cached(answer.num_cached_tokens)
+        yield answer.finish()
+
+    async def _feed(
+        self,
+        queue: asyncio.Queue[Delta | BaseException | None],
+        position: int,
+        prepared: Prepared,
+        record: RequestRecord,
+    ) -> None:
+        try:
+            async with aclosing(self.generate(prepared, record)) as deltas:
+                async for delta in deltas:
+                    delta.index = position
+                    await queue.put(delta)
+            await queue.put(None)
+        except Exception as error:  # the top of this task; the consumer raises it in the request's own
+            await queue.put(error)
+
+    def _others(self, placed: Placed) -> set[int]:
+        """Workers of the same set besides the one just tried."""
+        worker_set = self._router.table.worker_sets.get(placed.worker_set)
+        return set(worker_set.members) - {placed.instance_id} if worker_set else set()
+
+    def _note_failure(self, instance_id: int, error: WorkerError) -> None:
+        log.warning("worker %x: %s", instance_id, error)
+        if error.is_suspect:
+            self._router.report_failure(instance_id, error.code or "failed")
+
+    def _fan_out(self, prompts: list[Prepared], record: RequestRecord) -> list[Prepared]:
+        """Every choice is a generation of its own: few engines behind Dynamo answer more than one of `n`."""
+        record.prepared_at = self._loop.time()
+        record.num_prompt_tokens = sum(prepared.num_tokens for prepared in prompts)
+        return [choice for prepared in prompts for choice in prepared.choices()]
+
+
+class Answer:
+    """One choice, fed by one worker's stream."""
+
+    __slots__ = ("_choice", "is_ended_by_worker", "num_cached_tokens")
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._choice = make_choice(
+            prepared.model.vocabulary,
+            prepared.rules,
+            skip_special_tokens=bool(prepared.output.skip_special_tokens),
+            with_logprobs=prepared.output.logprobs is not None,
+        )
+        self.is_ended_by_worker = False
+        self.num_cached_tokens: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self._choice.finish_reason is not None
+
+    def push(self, outputs: list[EngineOutput]) -> Delta:
+        choice = self._choice
+        num_before = choice.num_tokens
+        pieces = []
+        for output in outputs:
+            pieces.append(choice.push(output))
+            if output.completion_usage is not None:
+                self._note_usage(output.completion_usage)
+            if output.finish_reason is not None:
+                self.is_ended_by_worker = True
+            if choice.finish_reason is not None:
+                pieces.append(choice.flush())
+                break
+        return Delta(
+            0,
+            pieces[0] if len(pieces) == 1 else "".join(pieces),
+            choice.num_tokens - num_before,
+            choice.finish_reason,
+            choice.stop_reason,
+            choice.take_logprobs(),
+        )
+
+    def finish(self) -> Delta:
+        """The worker completed without giving a reason: it has simply stopped."""
+        return Delta(0, self._choice.flush(), 0, "stop")
+
+    def _note_usage(self, usage: dict[str, object]) -> None:
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
+            self.num_cached_tokens = cached
+
+
+def prompts_of(request: CompletionRequest) -> list[Prompt]:
+    """A lone prompt, as text or as ids, or each of a batch."""
+    prompt = request.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [cast(Prompt, prompt)]
+    return cast(list[Prompt], prompt)

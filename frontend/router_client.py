@@ -1,0 +1,281 @@
+"""The acceptor's end of placement: asks the router, and places by itself while there is none (DESIGN §2).
+
+`place` is a context: however it is left, the reservation is freed. While the router is away (killed, restarting,
+hung) a request goes to the less busy of two workers drawn at random, by this acceptor's own count, and is announced
+to the router as soon as it is back. So no request fails because the router did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable
+from types import TracebackType
+
+from dynamo.frontend.model_table import ModelTable
+from dynamo.shared.channel import DealerChannel
+from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
+from dynamo.shared.messages import (
+    Free,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Place,
+    Placed,
+    Refused,
+    RouterMessage,
+    TableDelta,
+    Welcome,
+    WorkerFailed,
+)
+
+log = logging.getLogger("dynamo.router_client")
+
+HEARTBEAT_INTERVAL_S = 1.0
+PLACE_TIMEOUT_S = 2.0  # a router that takes longer counts as hung: place locally
+
+
+class PlacementWish:
+    """What the router needs to know to choose a worker for one request."""
+
+    __slots__ = ("block_hashes", "dp_rank", "excluded", "instance_id", "model", "num_tokens")
+
+    def __init__(
+        self,
+        model: str,
+        num_tokens: int,
+        block_hashes: bytes = b"",
+        instance_id: int | None = None,
+        dp_rank: int | None = None,
+    ) -> None:
+        self.model = model
+        self.num_tokens = num_tokens
+        self.block_hashes = block_hashes
+        self.instance_id = instance_id
+        self.dp_rank = dp_rank
+        self.excluded: list[int] = []
+
+
+class Placement:
+    """`async with client.place(wish) as placed:` gives a `Placed`; leaving frees it."""
+
+    __slots__ = ("_client", "_request_id", "_wish")
+
+    def __init__(self, client: RouterClient, wish: PlacementWish) -> None:
+        self._client = client
+        self._wish = wish
+        self._request_id = 0
+
+    async def __aenter__(self) -> Placed:
+        self._request_id = self._client.next_request_id()
+        try:
+            return await self._client.ask(self._request_id, self._wish)
+        except BaseException:
+            self._client.free(self._request_id)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.free(self._request_id)
+
+
+class RouterClient:
+    """One per acceptor. `on_table` is called after each change of `table`, with the instances that left."""
+
+    def __init__(self, endpoint: str, acceptor: str, on_table: Callable[[list[int]], None], inhibited_s: float) -> None:
+        self.table = ModelTable()
+        self.is_connected = False  # the router has welcomed us
+        self.num_local_placements = 0
+        self.num_timeouts = 0
+        self.router_mode = ""
+        self._acceptor = acceptor
+        self._incarnation = int.from_bytes(os.urandom(6), "big")
+        self._on_table = on_table
+        self._inhibited_s = inhibited_s
+        self._loop = asyncio.get_running_loop()
+        self._serial = 0
+        self._asked: dict[int, tuple[asyncio.Future[Placed], PlacementWish, float]] = {}
+        self._active: dict[int, tuple[int, int]] = {}  # request id -> (instance id, num_tokens)
+        self._num_active: dict[int, int] = {}  # per instance, of this acceptor
+        self._inhibited_until: dict[int, float] = {}
+        self._first_table = self._loop.create_future()
+        self._channel = DealerChannel(
+            endpoint, on_messages=self._on_messages, on_connect=self._hello, on_disconnect=self._on_disconnect
+        )
+        self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._beat)
+
+    def place(self, wish: PlacementWish) -> Placement:
+        return Placement(self, wish)
+
+    async def first_table(self) -> None:
+        """Until the router has welcomed this acceptor once."""
+        await asyncio.shield(self._first_table)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._active)
+
+    def report_failure(self, instance_id: int, reason: str) -> None:
+        """Take the instance out of everybody's choice for a while."""
+        self._inhibited_until[instance_id] = self._loop.time() + self._inhibited_s
+        self._channel.send(WorkerFailed(instance_id, reason))
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._channel.send(Goodbye())
+        self._channel.close()
+
+    # ---- for Placement
+
+    def next_request_id(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    async def ask(self, request_id: int, wish: PlacementWish) -> Placed:
+        placed = await self._ask_router(request_id, wish) if self.is_connected else None
+        if placed is None:
+            placed = self._place_locally(request_id, wish)
+        self._active[request_id] = (placed.instance_id, wish.num_tokens)
+        self._num_active[placed.instance_id] = self._num_active.get(placed.instance_id, 0) + 1
+        return placed
+
+    def free(self, request_id: int) -> None:
+        """The request is over. Also sent for one whose answer we did not wait for: the router may have placed it."""
+        self._asked.pop(request_id, None)
+        active = self._active.pop(request_id, None)
+        if active is not None:
+            instance_id = active[0]
+            left = self._num_active[instance_id] - 1
+            if left:
+                self._num_active[instance_id] = left
+            else:
+                del self._num_active[instance_id]
+        self._channel.send(Free(request_id))
+
+    async def _ask_router(self, request_id: int, wish: PlacementWish) -> Placed | None:
+        """None: the router is gone, hung, or not taking messages."""
+        message = Place(
+            request_id,
+            wish.model,
+            wish.num_tokens,
+            wish.block_hashes,
+            wish.excluded,
+            wish.instance_id,
+            wish.dp_rank,
+        )
+        if not self._channel.send(message):
+            return None
+        future: asyncio.Future[Placed] = self._loop.create_future()
+        self._asked[request_id] = (future, wish, self._loop.time() + PLACE_TIMEOUT_S)
+        try:
+            return await future
+        except _RouterAway:
+            return None
+
+    # ---- placing without a router
+
+    def _place_locally(self, request_id: int, wish: PlacementWish) -> Placed:
+        candidates = self._local_candidates(wish)
+        chosen = min(
+            random.sample(candidates, min(2, len(candidates))), key=lambda pair: self._num_active.get(pair[0], 0)
+        )
+        self.num_local_placements += 1
+        return Placed(request_id, chosen[0], chosen[1], wish.dp_rank)
+
+    def _local_candidates(self, wish: PlacementWish) -> list[tuple[int, str]]:
+        """(instance id, worker set) pairs: those not tried and not inhibited, else those not tried, else any."""
+        sets = [s for s in self.table.worker_sets.values() if s.model == wish.model and s.worker_type != "prefill"]
+        if not sets:
+            raise ModelNotFound(wish.model)
+        pairs = [(instance_id, s.key) for s in sets for instance_id in self.table.routable(s)]
+        if wish.instance_id is not None:
+            pairs = [pair for pair in pairs if pair[0] == wish.instance_id]
+        now = self._loop.time()
+        untried = [pair for pair in pairs if pair[0] not in wish.excluded]
+        healthy = [pair for pair in untried if self._inhibited_until.get(pair[0], 0.0) <= now]
+        if not (found := healthy or untried or pairs):
+            raise ModelNotReady(f"No worker of the model {wish.model!r} can be reached right now.")
+        return found
+
+    # ---- the channel
+
+    def _hello(self) -> None:
+        active = [(request_id, *held) for request_id, held in self._active.items()]
+        self._channel.send(Hello(self._acceptor, self._incarnation, active))
+
+    def _on_disconnect(self) -> None:
+        if self.is_connected:
+            log.warning("the router is gone; placing by this acceptor's own counts until it is back")
+        self.is_connected = False
+        asked, self._asked = self._asked, {}
+        for future, _wish, _deadline in asked.values():
+            if not future.done():
+                future.set_exception(_RouterAway)
+
+    def _on_messages(self, messages: list[RouterMessage]) -> None:
+        for message in messages:
+            match message:
+                case Placed():
+                    if (asked := self._asked.pop(message.request_id, None)) is not None and not asked[0].done():
+                        asked[0].set_result(message)
+                case Refused():
+                    if (asked := self._asked.pop(message.request_id, None)) is not None and not asked[0].done():
+                        asked[0].set_exception(_refusal(message, asked[1]))
+                case TableDelta():
+                    self._on_delta(message)
+                case Welcome():
+                    self._on_welcome(message)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        before = set(self.table.workers)
+        self.table.replace(welcome)
+        self.router_mode = welcome.router_mode
+        if not self.is_connected:
+            log.info("the router answers; %d workers, %d worker sets", len(welcome.workers), len(welcome.worker_sets))
+        self.is_connected = True
+        if not self._first_table.done():
+            self._first_table.set_result(None)
+        self._on_table(sorted(before - set(self.table.workers)))
+
+    def _on_delta(self, delta: TableDelta) -> None:
+        if self.table.apply(delta):
+            for worker in delta.workers_up:
+                self._inhibited_until.pop(worker.instance_id, None)
+            self._on_table(delta.workers_down)
+        elif self.is_connected:
+            self._hello()
+
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._beat)
+        self._channel.send(Heartbeat())
+        now = self._loop.time()
+        self._inhibited_until = {i: until for i, until in self._inhibited_until.items() if until > now}
+        overdue = [request_id for request_id, asked in self._asked.items() if asked[2] < now]
+        for request_id in overdue:
+            future = self._asked.pop(request_id)[0]
+            self.num_timeouts += 1
+            if not future.done():
+                future.set_exception(_RouterAway)
+
+
+class _RouterAway(Exception):
+    """Stands in for an answer that will not come."""
+
+
+def _refusal(refused: Refused, wish: PlacementWish) -> DynamoError:
+    """The router's refusal as the error the client is told."""
+    error: DynamoError
+    match refused.code:
+        case "model_not_found":
+            return ModelNotFound(wish.model)
+        case "overloaded":
+            error = Overloaded(refused.message)
+        case "invalid_value":
+            return InvalidRequest(refused.message, "nvext.backend_instance_id")
+        case _:
+            error = ModelNotReady(refused.message)
+    error.retry_after_s = refused.retry_after_s
+    return error

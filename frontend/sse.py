@@ -1,0 +1,74 @@
+"""Server-sent events over an exchange, with comments through long silences so that no proxy closes the stream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dynamo.frontend.openai_responses import DONE, error_event
+from dynamo.frontend.server.exchange import Exchange, HeaderBlock
+from dynamo.shared.errors import DynamoError
+
+_KEEP_ALIVE = b": keep-alive\n\n"
+_HEADERS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+class SseStream:
+    """The answer 200 is given with the first event, or with the first keep-alive: until then an error is a status."""
+
+    __slots__ = ("_exchange", "_headers", "_keeper", "written_at")
+
+    def __init__(self, exchange: Exchange, headers: HeaderBlock, keeper: KeepAlive) -> None:
+        self._exchange = exchange
+        self._headers: HeaderBlock | None = headers
+        self._keeper = keeper
+        self.written_at = keeper.now()
+        keeper.streams.add(self)
+
+    @property
+    def is_started(self) -> bool:
+        return self._headers is None
+
+    def write(self, events: bytes) -> None:
+        if self._headers is not None:
+            self._exchange.start(200, _HEADERS + self._headers)
+            self._headers = None
+        self._exchange.write(events)
+        self.written_at = self._keeper.now()
+
+    def finish(self, events: bytes = b"") -> None:
+        self.write(events + DONE)
+        self._exchange.finish()
+
+    def fail(self, error: DynamoError) -> None:
+        """The client has got its 200 already: tell it in the stream, and end without [DONE]."""
+        self.write(error_event(error))
+        self._exchange.finish()
+
+    def close(self) -> None:
+        self._keeper.streams.discard(self)
+
+    def keep_alive(self) -> None:
+        if self._exchange.is_writable:
+            self.write(_KEEP_ALIVE)
+
+
+class KeepAlive:
+    """Looks after all open streams of a process with one timer. `interval_s` 0 switches it off."""
+
+    def __init__(self, interval_s: float) -> None:
+        self.streams: set[SseStream] = set()
+        loop = asyncio.get_running_loop()
+        self.now = loop.time
+        self._loop = loop
+        self._interval_s = interval_s
+        if interval_s:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._timer = self._loop.call_later(min(1.0, self._interval_s / 2), self._look)
+
+    def _look(self) -> None:
+        due = self.now() - self._interval_s
+        for stream in [s for s in self.streams if s.written_at <= due]:
+            stream.keep_alive()
+        self._schedule()
