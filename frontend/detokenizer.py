@@ -28,7 +28,11 @@ class Detokenizer(Protocol):
 
 
 class Vocabulary(Protocol):
+    """Its length is one more than the highest id."""
+
     special_ids: frozenset[int]
+
+    def __len__(self) -> int: ...
 
     def detokenizer(self, skip_special_tokens: bool = False, context: Sequence[int] = ()) -> Detokenizer:
         """`context`: the last ids of the prompt, for decoders that strip the first token's leading space."""
@@ -115,11 +119,15 @@ class ByteDetokenizer:
 class HfVocabulary:
     """SentencePiece-like and WordPiece vocabularies, decoded by Hugging Face `tokenizers`."""
 
-    __slots__ = ("_tokenizer", "special_ids")
+    __slots__ = ("_size", "_tokenizer", "special_ids")
 
     def __init__(self, tokenizer: HfTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_ids = frozenset(i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special)
+
+    def __len__(self) -> int:
+        return self._size
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)

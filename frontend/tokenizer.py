@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # An acceptor has one core: threads inside one encode would take it from its neighbours, and 34 MB with it.
 os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
 
-BACKENDS = ("default", "fastokens", "basetenkenizer", "hf")
+BACKENDS = ("default", "fastokens", "huggingface")
 DEFAULT_CACHE_BYTES = 50 << 20
 
 
@@ -111,7 +111,7 @@ class FastTokenizer:
 
 
 class HfTokenizer:
-    backend = "hf"
+    backend = "huggingface"
     is_slow = True
 
     def __init__(self, native: tokenizers.Tokenizer) -> None:
@@ -144,7 +144,7 @@ def load_tokenizer(
 
 
 def _load_fast(path: Path, options: TokenizerOptions) -> FastTokenizer | None:
-    if options.backend == "hf":
+    if options.backend == "huggingface":
         return None
     try:
         return FastTokenizer(fastokens.Tokenizer.from_file(str(path)), options.cache_bytes)

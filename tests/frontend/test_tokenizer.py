@@ -82,16 +82,16 @@ def test_a_tokenizer_that_is_not_byte_level_decodes_with_tokenizers(
     assert vocabulary.decode(ids(tokenizer.encode("The gateway renders text"))) == "The gateway renders text"
 
 
-def test_the_hf_backend_can_be_asked_for() -> None:
-    tokenizer, vocabulary = load_tokenizer(DEEPSEEK, options=TokenizerOptions("hf"))
-    assert (tokenizer.backend, tokenizer.is_slow, tokenizer.cache_stats()) == ("hf", True, None)
+def test_the_huggingface_backend_can_be_asked_for() -> None:
+    tokenizer, vocabulary = load_tokenizer(DEEPSEEK, options=TokenizerOptions("huggingface"))
+    assert (tokenizer.backend, tokenizer.is_slow, tokenizer.cache_stats()) == ("huggingface", True, None)
     assert isinstance(vocabulary, TokenTable)
     assert tokenizer.encode(SOURCE) == deepseek()[0].encode(SOURCE)
 
 
 def test_fastokens_that_cannot_load_falls_back_or_fails_as_asked(tmp_path: Path) -> None:
     path = write_word_piece(tmp_path)
-    assert load_tokenizer(path, options=TokenizerOptions("fastokens"))[0].backend == "hf"
+    assert load_tokenizer(path, options=TokenizerOptions("fastokens"))[0].backend == "huggingface"
     with pytest.raises(TokenizerError, match="fastokens cannot load"):
         load_tokenizer(path, options=TokenizerOptions("fastokens", fallback=False))
 
@@ -103,7 +103,7 @@ def test_disagreement_on_the_probe_is_served_by_tokenizers(
     monkeypatch.setattr("dynamo.frontend.tokenizer.FastTokenizer.agrees_with", lambda self, probe: False)
     with caplog.at_level(logging.WARNING):
         tokenizer, _ = load_tokenizer(write_byte_fallback(tmp_path))
-    assert tokenizer.backend == "hf"
+    assert tokenizer.backend == "huggingface"
     assert "differently" in caplog.text
     with pytest.raises(TokenizerError, match="differently"):
         load_tokenizer(DEEPSEEK, options=TokenizerOptions("fastokens", fallback=False))

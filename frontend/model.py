@@ -1,0 +1,193 @@
+"""A model as an acceptor serves it: everything its card refers to, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from dynamo.frontend.artifacts import ArtifactError, ArtifactStore
+from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
+from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
+from dynamo.frontend.tiktoken_format import tiktoken_format
+from dynamo.frontend.tokenizer import Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
+from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
+
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+
+JsonObject = dict[str, Any]
+Entry = TypeVar("Entry", FileRef, ChatTemplateFile)
+
+
+class ModelLoadError(Exception):
+    """A card that cannot be served; the message says why and names the file."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class TextCodec:
+    """Text to ids and back. The big part of a model, so cards that name the same files share one."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One worker set's model. `chat_template` is None for a model that only completes text.
+
+    `default_sampling` is what generation_config.json recommends; workers apply it, we only know it.
+    """
+
+    name: str
+    mdcsum: str
+    card: ModelDeploymentCard
+    codec: TextCodec
+    vocab_size: int
+    chat_template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    default_sampling: JsonObject
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.codec.tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.codec.vocabulary
+
+    @property
+    def aliases(self) -> list[str]:
+        return self.card.aliases
+
+    @property
+    def model_types(self) -> frozenset[str]:
+        return self.card.model_types
+
+    @property
+    def max_context_length(self) -> int:
+        """Tokens of prompt and answer together, 0 when nobody knows."""
+        return self.card.max_context_length
+
+    @property
+    def kv_cache_block_size(self) -> int:
+        return self.card.kv_cache_block_size
+
+    def detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
+        return self.vocabulary.detokenizer(skip_special_tokens)
+
+
+class ModelLoader:
+    """`load` blocks for a second or two, in files, downloads and a process of its own: call it in a thread."""
+
+    def __init__(self, artifacts: ArtifactStore, tokenizer_options: TokenizerOptions = TokenizerOptions()) -> None:
+        self._artifacts = artifacts
+        self._tokenizer_options = tokenizer_options
+        self._codecs: WeakValueDictionary[tuple[object, ...], TextCodec] = WeakValueDictionary()
+        self._loading = Lock()
+
+    def load(self, card: ModelDeploymentCard, mdcsum: str) -> Model:
+        """Raises ModelLoadError."""
+        try:
+            return self._load(card, mdcsum)
+        except (ArtifactError, TokenizerError, ChatTemplateError) as error:
+            raise ModelLoadError(str(error)) from None
+
+    def _load(self, card: ModelDeploymentCard, mdcsum: str) -> Model:
+        if card.model_input != "Tokens":
+            raise ModelLoadError(f"its workers take {card.model_input}; this gateway serves workers that take Tokens")
+        config = self._json(card, card.model_info)
+        tokenizer_config = self._json(card, card.prompt_formatter)
+        generation_config = self._json(card, card.gen_config)
+        chat_template = self._chat_template(card, tokenizer_config)
+        codec = self._shared_codec(card, config, tokenizer_config)
+        return Model(
+            name=card.display_name,
+            mdcsum=mdcsum,
+            card=card,
+            codec=codec,
+            vocab_size=max(len(codec.vocabulary), _vocab_size(config)),
+            chat_template=chat_template,
+            eos_token_ids=_eos_token_ids(generation_config, config),
+            default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
+        )
+
+    def _shared_codec(self, card: ModelDeploymentCard, config: JsonObject, tokenizer_config: JsonObject) -> TextCodec:
+        """One at a time: a second card of the same model waits for the first instead of loading it again."""
+        entry = _only_entry(card.tokenizer)
+        if entry is None:
+            raise ModelLoadError("its card names no tokenizer")
+        kind, ref = entry
+        prompt_formatter = _only_entry(card.prompt_formatter)
+        key = (kind, ref.checksum, prompt_formatter and prompt_formatter[1].checksum, config.get("model_type"))
+        with self._loading:
+            codec = self._codecs.get(key)
+            if codec is None:
+                path = self._artifacts.fetch(ref, card.source_path)
+                codec = self._codecs[key] = self._load_codec(kind, path, config, tokenizer_config)
+        return codec
+
+    def _load_codec(self, kind: str, path: Path, config: JsonObject, tokenizer_config: JsonObject) -> TextCodec:
+        if kind == "hf_tokenizer_json":
+            return TextCodec(*load_tokenizer(path, options=self._tokenizer_options))
+        if kind == "tik_token_model":
+            tiktoken = tiktoken_format(path, config.get("model_type"), tokenizer_config)
+            return TextCodec(*load_tokenizer(path, tiktoken, self._tokenizer_options))
+        raise ModelLoadError(f"its card names a tokenizer of the unknown kind {kind!r}")
+
+    def _chat_template(self, card: ModelDeploymentCard, tokenizer_config: JsonObject) -> ChatTemplate | None:
+        """A separate file wins over the entry of tokenizer_config.json."""
+        source: object = tokenizer_config.get("chat_template")
+        if (entry := _only_entry(card.chat_template_file)) is not None:
+            kind, template = entry
+            path = self._artifacts.fetch(template.file, None if template.is_custom else card.source_path)
+            is_json = kind == "hf_chat_template_json"
+            source = _read_json(path).get("chat_template") if is_json else _read_text(path)
+        if source is None:
+            return None
+        return ChatTemplate(parse_templates(source), parse_special_tokens(tokenizer_config))
+
+    def _json(self, card: ModelDeploymentCard, files: dict[str, FileRef] | None) -> JsonObject:
+        entry = _only_entry(files)
+        return {} if entry is None else _read_json(self._artifacts.fetch(entry[1], card.source_path))
+
+
+def _only_entry(entries: dict[str, Entry] | None) -> tuple[str, Entry] | None:
+    return next(iter(entries.items()), None) if entries else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _read_json(path: Path) -> JsonObject:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=JsonObject)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{path}: not a JSON object: {error}") from None
+
+
+def _eos_token_ids(*configs: JsonObject) -> tuple[int, ...]:
+    """Of the first config that has any; multimodal models keep theirs in `text_config`."""
+    for config in configs:
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict) and (ids := _ids(part.get("eos_token_id"))):
+                return ids
+    return ()
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    values: Iterable[object] = value if isinstance(value, list) else (value,)
+    return tuple(dict.fromkeys(i for i in values if isinstance(i, int)))
+
+
+def _vocab_size(config: JsonObject) -> int:
+    sizes = (part.get("vocab_size") for part in (config, config.get("text_config")) if isinstance(part, dict))
+    return next((size for size in sizes if isinstance(size, int)), 0)
