@@ -92,7 +92,7 @@ class ModelDeploymentCard(Struct, kw_only=True):
     user_data: Any = None
     runtime_config: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
     router_config: msgspec.Raw | UnsetType | None = UNSET
-    indexer_identity: str | None = None
+    indexer_identity: dict[str, dict[str, str] | None] | None = None
     extra_files: list[FileRef] | None = None
 
     @property
