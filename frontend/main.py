@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,30 @@ from dynamo.shared.log import configure_logging
 
 log = logging.getLogger(__name__)
 
+DEMO_MODEL = "demo"
 DESCRIPTION = "An OpenAI-compatible gateway in front of a fleet of LLM workers: HTTP, preprocessing, placement."
 
 
 def main() -> None:
     require_sound_installation()
     config, provenance = FrontendConfig.load(sys.argv[1:], prog="dynamo-frontend", description=DESCRIPTION)
+    sys.exit(run(config, provenance))
+
+
+def run(
+    config: FrontendConfig, provenance: Mapping[str, str], on_listening: Callable[[str], None] = lambda _url: None
+) -> int:
+    """Serve until told to stop. Returns the exit status; a reason not to start is one line in the log."""
     setproctitle.setproctitle("dynamo::supervisor")
     configure_logging("supervisor")
     try:
-        sys.exit(serve(config, provenance))
+        return _serve(config, provenance, on_listening)
     except (StartError, ListenError, OSError) as error:
         log.error("cannot start: %s", error)
-        sys.exit(1)
+        return 1
 
 
-def serve(config: FrontendConfig, provenance: Mapping[str, str]) -> int:
+def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: Callable[[str], None]) -> int:
     _announce_inert_options(config, provenance)
     if config.dump_config_to:
         Path(config.dump_config_to).write_text(config.as_json(provenance) + "\n")
@@ -48,7 +56,9 @@ def serve(config: FrontendConfig, provenance: Mapping[str, str]) -> int:
     listeners = listen(config.http_host, config.http_port, config.workers, config.listen_backlog)
     with contextlib.closing(RunDir()) as run_dir:
         stages = describe_children(config, run_dir, listeners)
-        log.info("listening on %s", url_of(listeners[0], "https" if config.is_tls else "http"))
+        url = url_of(listeners[0], "https" if config.is_tls else "http")
+        log.info("listening on %s", url)
+        on_listening(url)
         return Supervisor(stages, listeners, run_dir.forget_process).run()
 
 
@@ -108,5 +118,12 @@ def _router_message(config: FrontendConfig, run_dir: RunDir) -> dict[str, Any]:
 
 
 def _mock_worker(config: FrontendConfig, index: int, environ: dict[str, str]) -> Child:
-    message = {"engine": "mocker", "discovery_backend": config.discovery_backend}
+    namespace = config.namespace_prefix or config.namespace or "dynamo"
+    message = {
+        "engine": "mocker",
+        "model_name": DEMO_MODEL,
+        "endpoint": f"dyn://{namespace}.mocker.generate",
+        "discovery_backend": config.discovery_backend,
+        "seed": index,
+    }
     return Child(f"mock-worker-{index}", "dynamo.worker", message, environ=environ)
