@@ -223,5 +223,5 @@ def prompts_of(request: CompletionRequest) -> list[Prompt]:
     """A lone prompt, as text or as ids, or each of a batch."""
     prompt = request.prompt
     if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [cast(Prompt, prompt)]
+        return [prompt]
     return cast(list[Prompt], prompt)
