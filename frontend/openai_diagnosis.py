@@ -39,7 +39,7 @@ def _explain_json(error: Exception, body: bytes) -> InvalidRequest:
     match = _BYTE.search(str(error))
     if match is None:
         return InvalidRequest(f"The body is not valid JSON: it ends early, at byte {len(body)}.", None, "invalid_json")
-    return InvalidRequest(f"The body is not valid JSON from byte {match['offset']} on.", None, "invalid_json")
+    return InvalidRequest(f"The body is not valid JSON near byte {match['offset']}.", None, "invalid_json")
 
 
 def _first_non_utf8(body: bytes) -> int:
@@ -136,7 +136,7 @@ def _describe_one(node: inspect.Type) -> str:
             return _sized(node, "array", "items")
         case inspect.DictType() | inspect.StructType():
             return "an object"
-    return "a JSON value of another kind"
+    return "a JSON value whose numbers fit into 64 bits"
 
 
 def _range(node: inspect.IntType | inspect.FloatType) -> str:
