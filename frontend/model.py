@@ -15,7 +15,7 @@ from dynamo.frontend.artifacts import ArtifactError, ArtifactStore
 from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
 from dynamo.frontend.tiktoken_format import tiktoken_format
-from dynamo.frontend.tokenizer import Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
+from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
 from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
@@ -84,7 +84,7 @@ class Model:
 class ModelLoader:
     """`load` blocks for a second or two, in files, downloads and a process of its own: call it in a thread."""
 
-    def __init__(self, artifacts: ArtifactStore, tokenizer_options: TokenizerOptions = TokenizerOptions()) -> None:
+    def __init__(self, artifacts: ArtifactStore, tokenizer_options: TokenizerOptions = DEFAULT_OPTIONS) -> None:
         self._artifacts = artifacts
         self._tokenizer_options = tokenizer_options
         self._codecs: WeakValueDictionary[tuple[object, ...], TextCodec] = WeakValueDictionary()

@@ -75,6 +75,9 @@ class TokenizerOptions:
         return self.fallback or self.backend == "default"
 
 
+DEFAULT_OPTIONS = TokenizerOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class TiktokenFormat:
     """What a .tiktoken file does not say: the split pattern and the special tokens (text -> id)."""
@@ -125,7 +128,7 @@ class HfTokenizer:
 
 
 def load_tokenizer(
-    path: Path, tiktoken: TiktokenFormat | None = None, options: TokenizerOptions = TokenizerOptions()
+    path: Path, tiktoken: TiktokenFormat | None = None, options: TokenizerOptions = DEFAULT_OPTIONS
 ) -> tuple[Tokenizer, Vocabulary]:
     """Load a tokenizer.json, or a .tiktoken file when its format is given. Takes a second or two: call it in a thread.
 

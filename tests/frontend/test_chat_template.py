@@ -1,17 +1,14 @@
-"""Our rendering against Jinja2 as `transformers` configures it, over templates in the styles of the large families."""
+"""Rendering compared with `transformers`, over templates in the styles of the large families."""
 
 import copy
 import json
 from typing import Any
 
-import jinja2
 import pytest
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
 from dynamo.shared.errors import InternalError, InvalidRequest
-
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+from tests.frontend.conversations import TALK, TOKENS, TOOLS, reference, tool_talk
 
 CHATML = """
 {%- for message in messages %}
@@ -122,58 +119,7 @@ PARTS_ONLY = """
 {%- endfor %}
 """
 
-TALK = [
-    {"role": "system", "content": "Be brief & <kind>."},
-    {"role": "user", "content": 'Wie groß ist 中国? "quoted"\n'},
-    {"role": "assistant", "content": "<think>hm</think>\n\nVery."},
-    {"role": "user", "content": "Thanks 👍"},
-]
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "It's <b>weather</b> & more",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "default": "Köln"},
-                    "days": {"type": "integer", "maximum": 1e-7},
-                },
-                "required": [],
-            },
-        },
-    }
-]
 ARGUMENTS = {"city": "Köln", "days": 2, "nested": {"a": [1.5, None, True]}}
-
-
-def tool_talk(arguments: object) -> list[dict[str, Any]]:
-    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    return [
-        {"role": "user", "content": "weather?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
-        {"role": "tool", "content": "warm", "tool_call_id": "c2"},
-    ]
-
-
-def reference(source: str, messages: list[dict[str, Any]], **context: Any) -> str:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    def refuse(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format: __import__("datetime").datetime.now().strftime(format)
-    source = source.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
-    return environment.from_string(source).render(messages=messages, **(TOKENS | context))
 
 
 @pytest.mark.parametrize("source", [CHATML, HERMES, DEEPSEEK, LLAMA])
