@@ -125,6 +125,11 @@ class ServingOptions(Config):
         help="default and fastokens take the faster library when it agrees with the reference one on this model; "
         "huggingface always takes the reference one.",
     )
+    tokenizer_fallback: bool = option(
+        True,
+        env="DYN_TOKENIZER_FALLBACK",
+        help="Take the reference library where fastokens was asked for and cannot; off: such a model fails to load.",
+    )
     tokenizer_cache: bool = option(
         True, env="DYN_TOKENIZER_CACHE", help="Remember the tokens of prompt segments between special tokens."
     )

@@ -36,11 +36,6 @@ class RunDir:
     def store(self) -> Path:
         return self.path / "store"
 
-    def forget_process(self, pid: int) -> None:
-        """Drop the gauges of a dead process; its counters stay, for sums must not fall."""
-        for file in self.metrics.glob(f"gauge_live*_{pid}.db"):
-            file.unlink(missing_ok=True)
-
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)

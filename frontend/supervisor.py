@@ -16,7 +16,6 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynamo.frontend.child import Child
@@ -43,16 +42,12 @@ class Stage:
 
 class Supervisor:
     """`stages` in the order of stopping; children start in the opposite one. `listeners` are closed when the drain
-    begins, so that a connection is refused, not left waiting, once its acceptor is gone. `on_child_exit` gets the pid.
-    """
+    begins, so that a connection is refused, not left waiting, once its acceptor is gone."""
 
-    def __init__(
-        self, stages: list[Stage], listeners: list[socket.socket], on_child_exit: Callable[[int], None]
-    ) -> None:
+    def __init__(self, stages: list[Stage], listeners: list[socket.socket]) -> None:
         self._stages = deque(stages)
         self._children = [child for stage in reversed(stages) for child in stage.children]
         self._listeners = listeners
-        self._on_child_exit = on_child_exit
         self._selector = selectors.DefaultSelector()
         self._is_draining = False
         self._was_forced = False
@@ -124,11 +119,9 @@ class Supervisor:
 
     def _on_exit(self, child: Child, now: float) -> None:
         pid = child.pid
-        assert pid is not None
         self._forget_ready_fd(child)
         child.close_ready_fd()
         ending = child.bury(now)
-        self._on_child_exit(pid)
         if self._is_draining:
             log.info("%s %s", child.name, ending, extra={"pid": pid})
             return

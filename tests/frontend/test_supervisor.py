@@ -237,12 +237,3 @@ def test_run_dir_is_private_and_removes_what_a_dead_owner_left(tmp_path: Path) -
     first.close()
     second.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_run_dir_drops_only_the_gauges_of_a_dead_process(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path)
-    for name in ("gauge_livesum_12.db", "counter_12.db", "gauge_livesum_13.db"):
-        (run_dir.metrics / name).touch()
-    run_dir.forget_process(12)
-    assert sorted(file.name for file in run_dir.metrics.iterdir()) == ["counter_12.db", "gauge_livesum_13.db"]
-    run_dir.close()

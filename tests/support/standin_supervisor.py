@@ -34,7 +34,7 @@ def main() -> None:
         ]
         router = child("router", {"mode": plan.get("router_mode", "serve")})
         stages = [Stage(acceptors, plan.get("grace_s", 10)), Stage([router], 5)]
-        sys.exit(Supervisor(stages, listeners, lambda _pid: None).run())
+        sys.exit(Supervisor(stages, listeners).run())
     except (StartError, ListenError) as error:
         sys.exit(f"cannot start: {error}")
 
