@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 ORACLE_VENV := .venv-oracle
 BIN := $(VENV)/bin
-PIP_FLAGS := --quiet --disable-pip-version-check --no-input --require-hashes
+PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 PIP_COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 
@@ -16,14 +16,15 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/dev.txt
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # The real Dynamo 1.6.1. Its own requirements name what a GPU worker needs; ours is the part that runs here.
 $(ORACLE_VENV)/installed: requirements/interop.txt requirements/anchor.txt
 	$(PYTHON) -m venv --clear $(ORACLE_VENV)
-	$(ORACLE_VENV)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/interop.txt -r requirements/anchor.txt
+	$(ORACLE_VENV)/bin/python -m pip install $(PIP_FLAGS) --require-hashes --no-deps \
+		-r requirements/interop.txt -r requirements/anchor.txt
 	touch $@
 
 $(CURDIR)/$(ORACLE_VENV)/bin/python: $(ORACLE_VENV)/installed

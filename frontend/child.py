@@ -46,20 +46,29 @@ class Child:
         return self._process is not None
 
     def start(self, now: float) -> None:
-        self.ready_fd, write_end = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                # -P: a folder of the working directory that happens to be called dynamo must not be imported
-                [sys.executable, "-P", "-m", self.module, "--config-stdin", "--ready-fd", str(write_end)],
-                stdin=subprocess.PIPE,
-                pass_fds=(write_end, *self.inherited_fds),
-                env=os.environ | self.environ,
-                process_group=0,  # Ctrl-C in a terminal is for the supervisor to act upon
-            )
-        finally:
-            os.close(write_end)
+        """Raises OSError when the system has no room for another process; that counts as a failure."""
         self._started_at, self.restart_at = now, None
+        try:
+            self.ready_fd, write_end = os.pipe()
+            try:
+                self._process = self._spawn(write_end)
+            finally:
+                os.close(write_end)
+        except OSError:
+            self.close_ready_fd()
+            self._back_off(now)
+            raise
         self._send_message()
+
+    def _spawn(self, ready_fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            # -P: a folder of the working directory that happens to be called dynamo must not be imported
+            [sys.executable, "-P", "-m", self.module, "--config-stdin", "--ready-fd", str(ready_fd)],
+            stdin=subprocess.PIPE,
+            pass_fds=(ready_fd, *self.inherited_fds),
+            env=os.environ | self.environ,
+            process_group=0,  # Ctrl-C in a terminal is for the supervisor to act upon
+        )
 
     def _send_message(self) -> None:
         assert self._process is not None
@@ -96,11 +105,14 @@ class Child:
         ending = describe_exit(self._process.returncode)
         self._process.stdin.close()
         self._process, self.is_ready = None, False
+        self._back_off(now)
+        return ending
+
+    def _back_off(self, now: float) -> None:
         if now - self._started_at > STEADY_AFTER_S:
             self.num_failures = 0
         self.restart_at = now + min(FIRST_BACK_OFF_S * 2**self.num_failures, LONGEST_BACK_OFF_S)
         self.num_failures += 1
-        return ending
 
     def send_signal(self, number: signal.Signals) -> None:
         if self._process is not None:

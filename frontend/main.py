@@ -52,6 +52,8 @@ def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: 
     _announce_inert_options(config, provenance)
     if config.dump_config_to:
         Path(config.dump_config_to).write_text(config.as_json(provenance) + "\n")
+    for path in filter(None, (config.tls_cert_path, config.tls_key_path)):
+        Path(path).read_bytes()  # say it here and once, not in every acceptor
     raise_fd_limit(config.fd_limit_target)
     listeners = listen(config.http_host, config.http_port, config.workers, config.listen_backlog)
     with contextlib.closing(RunDir()) as run_dir:

@@ -91,10 +91,17 @@ class Supervisor:
     def _start_due(self, now: float) -> None:
         for child in self._children:
             if not child.is_running and (child.restart_at is None or child.restart_at <= now):
-                child.start(now)
-                assert child.ready_fd is not None
-                self._selector.register(child.ready_fd, selectors.EVENT_READ, child)
-                log.debug("%s started", child.name, extra={"pid": child.pid})
+                self._start_child(child, now)
+
+    def _start_child(self, child: Child, now: float) -> None:
+        try:
+            child.start(now)
+        except OSError as error:
+            self._on_failure(child, f"could not be started: {error}", now)
+            return
+        assert child.ready_fd is not None
+        self._selector.register(child.ready_fd, selectors.EVENT_READ, child)
+        log.debug("%s started", child.name, extra={"pid": child.pid})
 
     def _take_ready(self, child: Child) -> None:
         self._forget_ready_fd(child)
@@ -124,12 +131,14 @@ class Supervisor:
         ending = child.bury(now)
         if self._is_draining:
             log.info("%s %s", child.name, ending, extra={"pid": pid})
-            return
+        else:
+            self._on_failure(child, ending, now)
+
+    def _on_failure(self, child: Child, what: str, now: float) -> None:
         if not child.was_ever_ready and child.num_failures >= MAX_FAILED_STARTS:
-            raise StartError(f"{child.name} {ending}, {child.num_failures} times before it was ever ready; see its log")
+            raise StartError(f"{child.name} {what}, {child.num_failures} times before it was ever ready; see its log")
         assert child.restart_at is not None
-        pause = child.restart_at - now
-        log.warning("%s %s; starting it again in %.1f s", child.name, ending, pause, extra={"pid": pid})
+        log.warning("%s %s; starting it again in %.1f s", child.name, what, child.restart_at - now)
 
     # ---- the end
 

@@ -103,7 +103,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {file.parent.relative_to(ROOT) for name in PROCESSES for file in (ROOT / name).rglob("__init__.py")}
+    folders = {file.parent.relative_to(ROOT) for name in PROCESSES for file in (ROOT / name).rglob("*.py")}
     in_tree = {"dynamo." + ".".join(folder.parts): folder.as_posix() for folder in folders}
     assert set(table["packages"]) == set(in_tree)
     assert table["package-dir"] == in_tree
