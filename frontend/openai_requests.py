@@ -39,7 +39,7 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-class AgentHints(Struct, forbid_unknown_fields=True):
+class AgentHints(Struct, omit_defaults=True, forbid_unknown_fields=True):
     """`osl` is the expected output length in tokens."""
 
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
@@ -49,12 +49,12 @@ class AgentHints(Struct, forbid_unknown_fields=True):
     latency_sensitivity: float | None = None
 
 
-class MetadataUpload(Struct, forbid_unknown_fields=True):
+class MetadataUpload(Struct, omit_defaults=True, forbid_unknown_fields=True):
     url: str
 
 
-class NvExt(Struct, forbid_unknown_fields=True):
-    """Dynamo's own extension of a request."""
+class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """Dynamo's own extension of a request. Encodes back to what the client sent."""
 
     greed_sampling: bool | None = None
     use_raw_prompt: bool | None = None

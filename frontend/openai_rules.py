@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from dynamo.frontend.openai_messages import check_messages, check_tools, shown, wrong_type
 from dynamo.frontend.openai_requests import (
     U32_MAX,
@@ -29,6 +31,7 @@ def check_chat(request: ChatCompletionRequest) -> None:
     names = check_tools(request.tools) if request.tools else set()
     if request.tool_choice is not None:
         _check_tool_choice(request.tool_choice, names)
+        _check_schema(request.tools, "tools")
     if request.response_format is not None:
         _check_response_format(request.response_format)
     _check_template_options(request)
@@ -117,6 +120,7 @@ def _check_guided(
     given = [name for name in GUIDES if getattr(request, name) is not None]
     if not given:
         return
+    _check_schema(request.guided_json, "guided_json")
     if response_format is not None and response_format.type != "text":
         given.append("response_format")
     if tool_choice is not None and tool_choice not in ("none", "auto"):
@@ -125,6 +129,14 @@ def _check_guided(
         raise _conflict(f"Only one of {' and '.join(given)} may be given: each prescribes the output.", given[1])
     if request.guided_choice is not None and not request.guided_choice:
         raise InvalidRequest("guided_choice must have at least one choice.", "guided_choice", "out_of_range")
+
+
+def _check_schema(schema: Any, param: str) -> None:
+    """A schema travels to the worker as msgpack, which ends at 64-bit integers."""
+    try:
+        msgspec.msgpack.encode(schema)
+    except OverflowError:
+        raise InvalidRequest(f"{param} holds an integer beyond 64 bits.", param, "out_of_range") from None
 
 
 def _check_template_options(request: ChatCompletionRequest) -> None:
@@ -168,6 +180,8 @@ def _check_response_format(response_format: ResponseFormat) -> None:
             "response_format.json_schema",
             "missing_field",
         )
+    if response_format.json_schema is not None:
+        _check_schema(response_format.json_schema.schema, "response_format.json_schema.schema")
 
 
 def _conflict(message: str, param: str) -> InvalidRequest:
