@@ -1,0 +1,46 @@
+"""Reduce captures of a running 1.6.1 to what a replay needs: the request and the status it was answered with.
+
+    python tests/captures/reduce.py DIRECTORY_WITH_JSONL_FILES
+
+writes cases.jsonl beside this script. The text of the answers is left behind. Captures without a request or a status
+(timings, a client that gave up) are no cases.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+GROUPS = ("good", "bad", "edge", "infra", "noworker", "other")
+CASES = Path(__file__).parent / "cases.jsonl"
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    cases = [case for group in GROUPS for case in cases_of(group, source / f"{group}.jsonl")]
+    CASES.write_text("".join(json.dumps(case, ensure_ascii=False) + "\n" for case in cases))
+    print(f"{len(cases)} cases")
+
+
+def cases_of(group: str, path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        capture = json.loads(line)
+        request = capture.get("request")
+        if request is None or "status" not in capture:
+            continue
+        yield {
+            "group": group,
+            "case": capture["case"],
+            "method": request["method"],
+            "path": request["path"],
+            "headers": {name.lower(): value for name, value in request.get("headers", {}).items()},
+            "body": request.get("body"),
+            "status": capture["status"],
+        }
+
+
+if __name__ == "__main__":
+    main()
