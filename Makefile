@@ -14,9 +14,12 @@ export DYNAMO_ORACLE_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements/dev.txt pyproject.toml
+$(VENV)/dependencies: requirements/dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/dev.txt
+	touch $@
+
+$(VENV)/installed: $(VENV)/dependencies pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	touch $@
 
