@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
 from contextlib import aclosing
+from time import perf_counter
 from typing import Any
 
 from dynamo.frontend.engine_client import fresh_uuid
@@ -46,13 +46,12 @@ class Inference:
         self._metrics = metrics
         self._keep_alive = keep_alive
         self._max_concurrent_requests = max_concurrent_requests
-        self._now: Callable[[], float] = asyncio.get_running_loop().time
         self.num_active = 0
         self.is_draining = False
 
     async def serve(self, exchange: Exchange, headers: HeaderBlock, mouth: Mouth[Any]) -> None:
         """Answers, or raises the DynamoError that is to be the answer."""
-        record = RequestRecord(fresh_uuid(), mouth.endpoint, self._now())
+        record = RequestRecord(fresh_uuid(), mouth.endpoint, perf_counter())
         _cancel_on_disconnect(exchange)
         self.num_active += 1
         try:
@@ -70,9 +69,9 @@ class Inference:
             raise
         finally:
             self.num_active -= 1
-            self._metrics.end(record, self._now())
+            self._metrics.end(record, perf_counter())
             if access_log.isEnabledFor(logging.DEBUG):
-                _log_access(record, self._now())
+                _log_access(record, perf_counter())
 
     def _admit(self, exchange: Exchange) -> None:
         if self.is_draining:
@@ -104,7 +103,7 @@ class Inference:
     async def _collect(self, batch: list[Prepared], record: RequestRecord) -> list[Choice]:
         choices = [Choice("", "stop", index) for index in range(len(batch))]
         texts: list[list[str]] = [[] for _ in batch]
-        async with aclosing(self._pipeline.generate_all(batch, record)) as deltas:
+        async with aclosing(self._pipeline.answers(batch, record)) as deltas:
             async for delta in deltas:
                 texts[delta.index].append(delta.text)
                 choice = choices[delta.index]
@@ -125,7 +124,7 @@ class Inference:
     ) -> None:
         sse = SseStream(exchange, headers, self._keep_alive)
         try:
-            async with aclosing(self._pipeline.generate_all(batch, record)) as deltas:
+            async with aclosing(self._pipeline.answers(batch, record)) as deltas:
                 async for delta in deltas:
                     sse.write(events.of(delta))
                     if not exchange.is_writable:

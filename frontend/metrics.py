@@ -52,7 +52,7 @@ _ERROR_TYPES = {
 
 
 class RequestRecord(Struct):
-    """One request's story. Times are `loop.time()` seconds, 0 while the thing has not happened."""
+    """One request's story. Times are `perf_counter()` seconds, 0 while the thing has not happened."""
 
     request_id: str
     endpoint: str

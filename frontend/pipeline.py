@@ -9,10 +9,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from time import perf_counter
 from typing import cast
 
 from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
-from dynamo.frontend.engine_stream import EngineStream
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -61,7 +61,7 @@ class Pipeline:
         )
         for attempt in range(1, MAX_DISPATCH_ATTEMPTS + 1):
             async with self._router.place(wish) as placed:
-                record.placed_at = self._loop.time()
+                record.placed_at = perf_counter()
                 record.num_attempts, record.instance_id = attempt, placed.instance_id
                 try:
                     async with aclosing(self._answer(placed, prepared, record)) as deltas:
@@ -78,11 +78,6 @@ class Pipeline:
 
     async def generate_all(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
         """The deltas of several choices as they come; `Delta.index` says whose."""
-        if len(batch) == 1:
-            async with aclosing(self.generate(batch[0], record)) as deltas:
-                async for delta in deltas:
-                    yield delta
-            return
         queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
         tasks = [self._loop.create_task(self._feed(queue, i, prepared, record)) for i, prepared in enumerate(batch)]
         try:
@@ -100,6 +95,10 @@ class Pipeline:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def answers(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
+        """The deltas of a request, whether it has one choice or more."""
+        return self.generate(batch[0], record) if len(batch) == 1 else self.generate_all(batch, record)
+
     # ---- one attempt
 
     async def _answer(self, placed: Placed, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
@@ -108,32 +107,24 @@ class Pipeline:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
         if (model := self._models.of_set(placed.worker_set)) is not None and model.mdcsum != prepared.model.mdcsum:
             raise ModelNotReady(f"The model {prepared.model.name!r} is being replaced by another version; try again.")
-        request_id = record.request_id
-        stream = await self._engine.generate(worker, request_id, prepared.wire_request(worker.codec))
+        stream = await self._engine.generate(worker, record.request_id, prepared.wire_request(worker.codec))
         try:
-            async for delta in self._deltas(stream, prepared, record):
-                yield delta
+            answer = Answer(prepared)
+            async for outputs in stream:  # what has arrived since the last look becomes one delta
+                delta = answer.push(outputs)
+                stream.is_ending = answer.is_ended_by_worker
+                if delta.num_tokens:
+                    record.note_tokens(perf_counter(), delta.num_tokens)
+                if answer.is_over:
+                    record.note_cached(answer.num_cached_tokens)
+                    yield delta
+                    return
+                if delta.text or delta.logprobs:
+                    yield delta
+            record.note_cached(answer.num_cached_tokens)
+            yield answer.finish()
         finally:
             stream.close()
-
-    async def _deltas(
-        self, stream: EngineStream, prepared: Prepared, record: RequestRecord
-    ) -> AsyncGenerator[Delta, None]:
-        """What has arrived since the last look becomes one delta."""
-        answer = Answer(prepared)
-        async for outputs in stream:
-            delta = answer.push(outputs)
-            stream.is_ending = answer.is_ended_by_worker
-            if delta.num_tokens:
-                record.note_tokens(self._loop.time(), delta.num_tokens)
-            if answer.is_over:
-                record.note_cached(answer.num_cached_tokens)
-                yield delta
-                return
-            if delta.text or delta.logprobs:
-                yield delta
-        record.note_cached(answer.num_cached_tokens)
-        yield answer.finish()
 
     async def _feed(
         self,
@@ -163,7 +154,7 @@ class Pipeline:
 
     def _fan_out(self, prompts: list[Prepared], record: RequestRecord) -> list[Prepared]:
         """Every choice is a generation of its own: few engines behind Dynamo answer more than one of `n`."""
-        record.prepared_at = self._loop.time()
+        record.prepared_at = perf_counter()
         record.num_prompt_tokens = sum(prepared.num_tokens for prepared in prompts)
         return [choice for prepared in prompts for choice in prepared.choices()]
 
