@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = ("frontend", "router", "shared", "worker")
@@ -107,6 +108,27 @@ def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
     in_tree = {"dynamo." + ".".join(folder.parts): folder.as_posix() for folder in folders}
     assert set(table["packages"]) == set(in_tree)
     assert table["package-dir"] == in_tree
+
+
+def pins_of(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+
+
+def test_the_locks_fit_the_declared_dependencies_and_each_other() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    runtime = pins_of("runtime.txt")
+    for requirement in map(Requirement, declared):
+        assert runtime[requirement.name] in requirement.specifier, f"run `make lock`: {requirement}"
+    assert runtime.items() <= pins_of("dev.txt").items()
+
+
+@pytest.mark.parametrize("lock", ["runtime.txt", "dev.txt", "interop.txt", "anchor.txt"])
+def test_locks_have_hashes_and_no_addresses(lock: str) -> None:
+    text = (ROOT / "requirements" / lock).read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    for block in re.split(r"\n(?=[a-z])", text):
+        assert block.startswith("#") or "--hash=sha256:" in block, block
 
 
 def test_the_wheel_holds_every_file_that_git_knows(wheel: Path) -> None:
