@@ -80,7 +80,13 @@ def test_exactly_max_tokens_waits_for_the_workers_own_word(exact: bool) -> None:
 
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("eos", "stop"), ("stop", "stop"), ("length", "length"), ("cancelled", "stop"), ("content_filter", "content_filter")],
+    [
+        ("eos", "stop"),
+        ("stop", "stop"),
+        ("length", "length"),
+        ("cancelled", "stop"),
+        ("content_filter", "content_filter"),
+    ],
 )
 def test_the_workers_finish_reasons_become_openais(word: str, reason: str) -> None:
     made = choice(StopRules())
