@@ -219,11 +219,6 @@ class FrontendConfig(KvRouterOptions, ServingOptions):
         return parser
 
     @property
-    def placement_mode(self) -> str:
-        """The mode the router runs: KV-aware placement, as long as there is no prefix index, is by load alone."""
-        return "least-loaded" if self.router_mode == "kv" else self.router_mode
-
-    @property
     def body_limit_bytes(self) -> int:
         return int(self.body_limit_mb * MIB)
 

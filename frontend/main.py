@@ -65,8 +65,6 @@ def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: 
 
 
 def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
-    if config.router_mode == "kv":
-        log.warning("--router-mode kv: this version has no prefix index yet; placing by %s", config.placement_mode)
     if names := FrontendConfig.given(provenance):
         log.warning("accepted, but without effect until KV-aware routing is there: %s", ", ".join(names))
 
@@ -82,7 +80,7 @@ def raise_fd_limit(target: int) -> None:
 
 def describe_children(config: FrontendConfig, run_dir: RunDir, listeners: list[socket.socket]) -> list[Stage]:
     """In the order of stopping: acceptors finish their requests while workers and router are still there."""
-    environ: dict[str, str] = {}
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(run_dir.metrics)}
     if config.discovery_backend == "mem":  # the children share no memory: a private store on files, gone with this run
         config = dataclasses.replace(config, discovery_backend="file")
         environ["DYN_FILE_KV"] = str(run_dir.store)
@@ -113,7 +111,7 @@ def _router_message(config: FrontendConfig, run_dir: RunDir) -> dict[str, Any]:
         "discovery_backend": config.discovery_backend,
         "namespace": config.namespace,
         "namespace_prefix": config.namespace_prefix,
-        "router_mode": config.placement_mode,
+        "router_mode": config.router_mode,
         "router_min_initial_workers": config.router_min_initial_workers,
         "inhibited_duration_s": config.inhibited_duration_s,
     }

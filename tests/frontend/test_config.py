@@ -52,7 +52,7 @@ def test_seed_command_for_kv_routing_is_accepted() -> None:
     )
     assert (config.router_prefill_load_scale, config.router_temperature) == (1.5, 0.2)
     assert not config.router_kv_events
-    assert config.placement_mode == "least-loaded"
+    assert config.router_mode == "kv"
     assert FrontendConfig.given(provenance) == [
         "router_prefill_load_scale",
         "router_temperature",
