@@ -10,8 +10,6 @@ import os
 import re
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
@@ -96,18 +94,28 @@ class ArtifactStore:
                 tempfile.TemporaryFile(dir=self._blobs).close()
                 return self._blobs
             except OSError:
-                self._temporary = tempfile.TemporaryDirectory(prefix="dynamo-artifacts-")
+                self._temporary = _temporary_folder()
         return Path(self._temporary.name)
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="dynamo-artifacts-")
+    except OSError as error:
+        raise ArtifactError(f"nowhere to keep downloads: no cache folder and no temporary one: {error}") from None
 
 
 def _copy_url(ref: FileRef, file: IO[bytes]) -> str:
     """Stream the body into `file`; the digest of what came."""
+    from urllib.error import HTTPError  # 3 MB, which a process without downloads need not hold
+    from urllib.request import urlopen
+
     limit = min(ref.size or MAX_BYTES, MAX_BYTES)
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT_S
     hasher = blake3()
     size = 0
     try:
-        with urllib.request.urlopen(ref.path, timeout=STALL_TIMEOUT_S) as response:
+        with urlopen(ref.path, timeout=STALL_TIMEOUT_S) as response:
             while chunk := response.read1(CHUNK_BYTES):
                 size += len(chunk)
                 if size > limit:
@@ -116,7 +124,7 @@ def _copy_url(ref: FileRef, file: IO[bytes]) -> str:
                     raise ArtifactError(f"{ref.path}: not downloaded within {DOWNLOAD_TIMEOUT_S:.0f} s")
                 hasher.update(chunk)
                 file.write(chunk)
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         raise ArtifactError(f"{ref.path}: the server answered {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{ref.path}: download failed: {getattr(error, 'reason', error)}") from None

@@ -11,15 +11,21 @@ import array
 import ctypes
 import logging
 import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import fastokens
-import tokenizers
 
 from dynamo.frontend.detokenizer import HfVocabulary, TokenTable, Vocabulary
-from dynamo.frontend.vocabulary_reader import Probe, ReaderError, Report, Request, VocabularyReader
+from dynamo.frontend.vocabulary_reader import PROBE_TEXT, Probe, ReaderError, Report, Request, VocabularyReader
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as NativeTokenizer  # 5 MB, and rarely needed
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +34,8 @@ os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
 
 BACKENDS = ("default", "fastokens", "huggingface")
 DEFAULT_CACHE_BYTES = 50 << 20
+
+Result = TypeVar("Result")
 
 
 class TokenizerError(Exception):
@@ -117,7 +125,7 @@ class HfTokenizer:
     backend = "huggingface"
     is_slow = True
 
-    def __init__(self, native: tokenizers.Tokenizer) -> None:
+    def __init__(self, native: NativeTokenizer) -> None:
         self._encode = native.encode
 
     def encode(self, text: str, add_special_tokens: bool = False) -> bytes:
@@ -134,54 +142,85 @@ def load_tokenizer(
 
     Raises TokenizerError.
     """
-    reader = VocabularyReader(Request(str(path), tiktoken is not None, tiktoken.special_tokens if tiktoken else {}))
     try:
-        fast = _load_tiktoken(path, tiktoken, options) if tiktoken else _load_fast(path, options)
-        report = reader.finish()
+        if tiktoken is not None:
+            return _load_tiktoken(path, tiktoken, options)
+        return _load_json(path, options)
     except ReaderError as error:
         raise TokenizerError(f"{path}: {error}") from None
     finally:
-        reader.abort()
-    _release_free_memory()
-    return _choose(path, fast, report, options)
+        _release_free_memory()
 
 
-def _load_fast(path: Path, options: TokenizerOptions) -> FastTokenizer | None:
-    if options.backend == "huggingface":
-        return None
-    try:
-        return FastTokenizer(fastokens.Tokenizer.from_file(str(path)), options.cache_bytes)
-    except ValueError as error:
-        if not options.may_fall_back:
-            raise TokenizerError(f"{path}: fastokens cannot load it: {error}") from None
-        log.info("%s: fastokens cannot load it (%s); tokenizers will encode", path, error)
-        return None
-
-
-def _load_tiktoken(path: Path, tiktoken: TiktokenFormat, options: TokenizerOptions) -> FastTokenizer:
+def _load_tiktoken(path: Path, tiktoken: TiktokenFormat, options: TokenizerOptions) -> tuple[Tokenizer, Vocabulary]:
     """Only fastokens reads these files, whatever the backend asked for."""
-    try:
-        native = fastokens.Tokenizer.from_tiktoken(str(path), tiktoken.pattern, tiktoken.special_tokens)
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not a tiktoken vocabulary that can be served: {error}") from None
-    return FastTokenizer(native, options.cache_bytes)
+    with VocabularyReader(Request(str(path), is_tiktoken=True, special_tokens=tiktoken.special_tokens)) as reader:
+        try:
+            native = fastokens.Tokenizer.from_tiktoken(str(path), tiktoken.pattern, tiktoken.special_tokens)
+        except ValueError as error:
+            raise TokenizerError(f"{path}: not a tiktoken vocabulary that can be served: {error}") from None
+        report = reader.finish()
+    assert report.blob is not None
+    fast = FastTokenizer(native, options.cache_bytes)
+    _in_passing_thread(lambda: fast.encode(PROBE_TEXT))
+    return fast, TokenTable(report.blob, report.offsets, report.special_ids)
 
 
-def _choose(
-    path: Path, fast: FastTokenizer | None, report: Report, options: TokenizerOptions
-) -> tuple[Tokenizer, Vocabulary]:
-    if fast is not None and report.probe is not None and not fast.agrees_with(report.probe):
-        if not options.may_fall_back:
-            raise TokenizerError(f"{path}: fastokens encodes the probe text differently from tokenizers")
-        log.warning("%s: fastokens encodes the probe text differently from tokenizers, which will encode", path)
-        fast = None
+def _load_json(path: Path, options: TokenizerOptions) -> tuple[Tokenizer, Vocabulary]:
+    fast, report = _load_fast(path, options)
     table = TokenTable(report.blob, report.offsets, report.special_ids) if report.blob is not None else None
     if fast is not None and table is not None:
         return fast, table
-    native = tokenizers.Tokenizer.from_file(str(path))
+    from tokenizers import Tokenizer
+
+    native = Tokenizer.from_file(str(path))
     native.no_truncation()
     native.no_padding()
     return fast or HfTokenizer(native), table or HfVocabulary(native)
+
+
+def _load_fast(path: Path, options: TokenizerOptions) -> tuple[FastTokenizer | None, Report]:
+    """fastokens where it serves this file, and the report on the file."""
+    if options.backend == "huggingface":
+        with VocabularyReader(Request(str(path))) as reader:
+            return None, reader.finish()
+    with _temporary_file() as copy_path, VocabularyReader(Request(str(path), copy_path=copy_path)) as reader:
+        if copy_path is not None:
+            reader.wait_for_copy()
+        try:
+            native = fastokens.Tokenizer.from_file(copy_path or str(path))
+        except ValueError as error:
+            _fall_back(f"{path}: fastokens cannot load it: {error}", options)
+            return None, reader.finish()
+        report = reader.finish()
+    fast = FastTokenizer(native, options.cache_bytes)
+    probe = report.probe
+    if probe is None or _in_passing_thread(lambda: fast.agrees_with(probe)):
+        return fast, report
+    _fall_back(f"{path}: fastokens encodes the probe text differently from tokenizers", options)
+    return None, report
+
+
+def _fall_back(reason: str, options: TokenizerOptions) -> None:
+    if not options.may_fall_back:
+        raise TokenizerError(reason)
+    log.warning("%s; tokenizers will encode", reason)
+
+
+@contextmanager
+def _temporary_file() -> Iterator[str | None]:
+    """Its path; None where nothing can be written."""
+    with ExitStack() as stack:
+        path = None
+        with suppress(OSError):
+            path = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dynamo-tokenizer-")).name
+        yield path
+
+
+def _in_passing_thread(function: Callable[[], Result]) -> Result:
+    """The first encode builds what all threads share, and a cache of 16 MB that lives as long as the thread."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
 
 
 def _release_free_memory() -> None:

