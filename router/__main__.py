@@ -1,0 +1,3 @@
+from dynamo.router.main import main
+
+main()

@@ -1,0 +1,118 @@
+"""Options of the router process."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+
+from dynamo.router.core import Rules
+from dynamo.router.selectors import SELECTORS
+from dynamo.shared.config import Config, ConfigError, option
+
+ROUTER_MODES = (*SELECTORS, "kv")
+
+
+def dashed(text: str) -> str:
+    return text.strip().replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(Config):
+    bind: str = option(
+        "tcp://127.0.0.1:5557",
+        env="DYN_ROUTER_BIND",
+        help="Where acceptors reach this router: ipc:///path or tcp://host:port.",
+    )
+    discovery_backend: str = option(
+        "etcd",
+        env=("DYN_DISCOVERY_BACKEND", "DYN_STORE_KV"),
+        flags=("--discovery-backend", "--store-kv"),
+        choices=("etcd", "file", "mem"),
+        help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem.",
+    )
+    namespace: str | None = option(
+        None, env="DYN_NAMESPACE", help="Route only to workers of this namespace; unset routes to those of all."
+    )
+    namespace_prefix: str | None = option(
+        None, env="DYN_NAMESPACE_PREFIX", help="Route to the namespaces that start with this; wins over --namespace."
+    )
+    router_mode: str = option(
+        "round-robin",
+        env="DYN_ROUTER_MODE",
+        choices=ROUTER_MODES,
+        parse=dashed,
+        help="How a worker is chosen; underscores are accepted too.",
+    )
+    router_min_initial_workers: int = option(
+        0, env="DYN_ROUTER_MIN_INITIAL_WORKERS", minimum=0, help="Place nothing until this many workers were there."
+    )
+    inhibited_duration_s: float = option(
+        5,
+        env="DYN_RUNTIME_INHIBITED_DURATION_SECS",
+        minimum=0,
+        help="Seconds for which a worker that failed is not asked again; 0 asks it at once.",
+    )
+    acceptor_expiry_s: float = option(
+        10,
+        env="DYN_ROUTER_ACCEPTOR_EXPIRY_SECS",
+        minimum=2,
+        help="Silence after which an acceptor counts as dead and what it held is freed; acceptors speak each second.",
+    )
+    max_acceptors: int = option(
+        1024, env="DYN_ROUTER_MAX_ACCEPTORS", minimum=1, help="Acceptors served; further ones get no table."
+    )
+    max_active_per_acceptor: int = option(
+        65_536,
+        env="DYN_ROUTER_MAX_ACTIVE_PER_ACCEPTOR",
+        minimum=1,
+        help="Requests one acceptor may have placed at a time; further ones are refused as overload.",
+    )
+    max_table_entries: int = option(
+        65_536,
+        env="DYN_ROUTER_MAX_TABLE_ENTRIES",
+        minimum=1,
+        help="Endpoints and cards taken from discovery; further ones are left out and counted.",
+    )
+    random_seed: int | None = option(
+        None, env="DYN_ROUTER_RANDOM_SEED", help="Makes random choices repeatable; unset draws a seed."
+    )
+    config_stdin: bool = option(
+        False, help="Read one line of JSON with these options from stdin, and stop when stdin ends."
+    )
+    ready_fd: int | None = option(None, help="Descriptor to write 'ready' to when the router answers.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.router_mode not in ROUTER_MODES:
+            raise ConfigError(f"--router-mode {self.router_mode!r}: expected one of {', '.join(ROUTER_MODES)}")
+
+    def updated(self, line: bytes) -> Self:
+        """With the values of one JSON object over our own. Raises ConfigError."""
+        try:
+            values = msgspec.json.decode(line, type=dict[str, Any])
+            if unknown := values.keys() - self.options().keys():
+                raise ConfigError(f"the line on stdin has unknown options: {', '.join(sorted(unknown))}")
+            return msgspec.convert(dataclasses.asdict(self) | values, type(self))
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"the line on stdin is not a JSON object of options: {error}") from None
+
+    @property
+    def has_mode_to_come(self) -> bool:
+        return self.router_mode == "kv"
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            router_mode="least-loaded" if self.has_mode_to_come else self.router_mode,
+            namespace=self.namespace,
+            namespace_prefix=self.namespace_prefix,
+            min_initial_workers=self.router_min_initial_workers,
+            inhibited_duration_s=self.inhibited_duration_s,
+            acceptor_expiry_s=self.acceptor_expiry_s,
+            max_acceptors=self.max_acceptors,
+            max_active_per_acceptor=self.max_active_per_acceptor,
+            max_table_entries=self.max_table_entries,
+        )

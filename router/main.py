@@ -1,0 +1,80 @@
+"""`dynamo-router`: alone, or as the child of a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+
+import setproctitle
+import uvloop
+
+from dynamo.router.config import RouterConfig
+from dynamo.router.server import RouterServer
+from dynamo.shared.config import ConfigError
+from dynamo.shared.discovery import DiscoveryError
+from dynamo.shared.discovery.registry import open_discovery
+from dynamo.shared.log import configure_logging
+
+log = logging.getLogger("dynamo.router")
+
+PROG = "dynamo-router"
+MAX_CONFIG_LINE = 1 << 20  # bytes
+
+
+def main() -> None:
+    setproctitle.setproctitle("dynamo::router")
+    try:
+        configure_logging("router")
+        uvloop.run(run(load_config(sys.argv[1:])))
+    except (ConfigError, DiscoveryError, OSError) as error:
+        sys.exit(f"{PROG}: {error}")
+
+
+def load_config(argv: list[str]) -> RouterConfig:
+    """Flags over variables over defaults; over all of them a line on stdin, if the flags ask for it."""
+    config, _ = RouterConfig.load(argv, prog=PROG, description="Place requests on workers, for one or more frontends.")
+    return config.updated(sys.stdin.buffer.readline(MAX_CONFIG_LINE)) if config.config_stdin else config
+
+
+async def run(config: RouterConfig) -> None:
+    """Until a signal, or until stdin ends where it carried the options."""
+    if config.has_mode_to_come:
+        mode = config.rules.router_mode
+        log.warning("--router-mode kv: KV-aware selection comes with the next release; placing by %s", mode)
+    serving = asyncio.create_task(serve(config))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    if config.config_stdin:
+        _cancel_at_end_of_stdin(serving)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+async def serve(config: RouterConfig) -> None:
+    async with open_discovery(config.discovery_backend) as discovery:
+        await RouterServer(config, discovery).serve(lambda: _on_ready(config.ready_fd))
+
+
+def _cancel_at_end_of_stdin(serving: asyncio.Task[None]) -> None:
+    """Its writer is our parent, who has nothing more to say: readable means that it is gone."""
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def on_readable() -> None:
+        loop.remove_reader(stdin)
+        serving.cancel()
+
+    loop.add_reader(stdin, on_readable)
+
+
+def _on_ready(ready_fd: int | None) -> None:
+    gc.collect()
+    gc.freeze()
+    if ready_fd is not None:
+        os.write(ready_fd, b"ready\n")
+        os.close(ready_fd)

@@ -1,0 +1,113 @@
+"""The router's shell: sockets, discovery watches and the clock around the core."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from dynamo.router.config import RouterConfig
+from dynamo.router.core import Router
+from dynamo.router.metrics import RouterMetrics
+from dynamo.shared.channel import RouterChannel
+from dynamo.shared.discovery import CARDS, INSTANCES, Change, Discovery, DiscoveryError
+from dynamo.shared.messages import AcceptorMessage, TableDelta
+from dynamo.shared.metrics import Registry
+
+log = logging.getLogger("dynamo.router")
+
+TICK_S = 1.0
+
+
+class RouterServer:
+    """Serves one `bind` address; made and used inside the running loop."""
+
+    def __init__(self, config: RouterConfig, discovery: Discovery) -> None:
+        self._core = Router(config.rules, secrets.randbits(63), random.Random(config.random_seed))
+        self._bind = config.bind
+        self._discovery = discovery
+        self._loop = asyncio.get_running_loop()
+        self._channel: RouterChannel | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_publishing = False
+        self._metrics = _metrics()
+
+    async def serve(self, on_ready: Callable[[], None]) -> None:
+        """Until cancelled. The socket opens after discovery's first snapshots are in: nobody is ever told of an empty
+        table by a router that has only just started."""
+        watches = {bucket: aiter(self._discovery.watch(bucket)) for bucket in (INSTANCES, CARDS)}
+        try:
+            for bucket, watch in watches.items():
+                self._core.discover(bucket, await anext(watch))
+            self._publish()
+            self._channel = RouterChannel(self._bind, on_messages=self._on_messages, on_lost=self._core.forget)
+            log.info("routing to %d workers, at %s", len(self._core.table.workers), self._channel.address)
+            self._tick()
+            on_ready()
+            await asyncio.gather(*(self._follow(bucket, watch) for bucket, watch in watches.items()))
+        finally:
+            self._close()
+
+    async def _follow(self, bucket: str, watch: AsyncIterator[list[Change]]) -> None:
+        async for changes in watch:
+            self._core.discover(bucket, changes)
+            if not self._is_publishing:
+                self._is_publishing = True
+                self._loop.call_soon(self._publish)
+        raise DiscoveryError(f"the watch of {bucket} ended by itself; restart the router")
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._channel is not None:
+            self._channel.close()
+        self._save_metrics()
+
+    def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
+        assert self._channel is not None
+        if answers := self._core.receive(peer, messages, self._loop.time()):
+            self._channel.send(peer, answers)
+
+    def _publish(self) -> None:
+        """One delta for all that changed in this tick of the loop."""
+        self._is_publishing = False
+        delta = self._core.take_delta()
+        if delta is None:
+            return
+        _log_change(delta)
+        for peer in self._core.acceptors.by_peer:
+            assert self._channel is not None
+            self._channel.send(peer, [delta])
+
+    def _tick(self) -> None:
+        assert self._channel is not None
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._core.tick(self._loop.time())
+        for peer in self._core.acceptors.by_peer:
+            self._channel.probe(peer)
+        self._save_metrics()
+
+    def _save_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.save(self._core)
+
+
+def _metrics() -> RouterMetrics | None:
+    """Only a replica's supervisor names the directory where somebody looks for them."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return RouterMetrics(Registry(Path(directory), "router")) if directory else None
+
+
+def _log_change(delta: TableDelta) -> None:
+    for worker in delta.workers_up:
+        log.info("worker %x is up at %s", worker.instance_id, worker.address or worker.nats_subject)
+    for instance_id in delta.workers_down:
+        log.info("worker %x is gone", instance_id)
+    for worker_set in delta.sets_up:
+        log.info("worker set %s has %d members", worker_set.key, len(worker_set.members))
+    for key in delta.sets_down:
+        log.info("worker set %s is gone", key)
