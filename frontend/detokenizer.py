@@ -159,21 +159,25 @@ class HfDetokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._window += [i for i in token_ids if i not in self._hidden]
-        return self._emit(self._num_finished())
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._emit(len(self._window), text)
+        end = self._num_finished()
+        return self._emit(end, self._decode(self._window[:end]))
 
     def flush(self) -> str:
-        return self._emit(len(self._window))
+        return self._emit(len(self._window), self._decode(self._window))
 
     def _num_finished(self) -> int:
         size = len(self._window)
-        for end in range(size, max(size - MAX_HELD_IDS, self._num_old) - 1, -1):
+        for end in range(size - 1, max(size - MAX_HELD_IDS, self._num_old) - 1, -1):
             if end == self._num_old or not self._decode(self._window[:end]).endswith(REPLACEMENT):
                 return end
         return size
 
-    def _emit(self, end: int) -> str:
-        """What the window up to `end` adds to the text; then start it after what was emitted before."""
-        new = self._decode(self._window[:end])[self._emitted :]
+    def _emit(self, end: int, text: str) -> str:
+        """What `text`, the window up to `end`, adds; then start the window after what was emitted before."""
+        new = text[self._emitted :]
         self._emitted += len(new)
         if recent_text := self._decode(self._window[self._num_old : end]):
             del self._window[: self._num_old]
