@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 GROUPS = ("good", "bad", "edge", "infra", "noworker", "other")
+JSON = {"content-type": "application/json"}  # sent with every body; some groups do not say so
 CASES = Path(__file__).parent / "cases.jsonl"
 
 
@@ -36,7 +37,7 @@ def cases_of(group: str, path: Path) -> Iterator[dict[str, Any]]:
             "case": capture["case"],
             "method": request["method"],
             "path": request["path"],
-            "headers": {name.lower(): value for name, value in request.get("headers", {}).items()},
+            "headers": {name.lower(): value for name, value in request.get("headers", JSON).items()},
             "body": request.get("body"),
             "status": capture["status"],
         }

@@ -21,14 +21,16 @@ LISTS: dict[str, list[dict[str, Any]]] = tomllib.loads((CAPTURES / "differences.
 CAPTURED_MODEL = "test-model"
 
 
-def key(entry: dict[str, Any]) -> str:
-    return f"{entry['group']}: {entry['case']}"
+def key(case: dict[str, Any]) -> str:
+    return f"{case['group']}: {case['case']}"
 
 
-DIFFERENCES = {key(entry): entry for entry in LISTS["difference"]}
-NOT_REPLAYABLE = {
-    f"{entry['group']}: {case}": entry["reason"] for entry in LISTS["not_replayable"] for case in entry["cases"]
-}
+def listed(kind: str) -> dict[str, dict[str, Any]]:
+    return {f"{entry['group']}: {case}": entry for entry in LISTS[kind] for case in entry["cases"]}
+
+
+DIFFERENCES = listed("difference")
+NOT_REPLAYABLE = listed("not_replayable")
 
 
 def replay(gateway: Gateway, case: dict[str, Any]) -> int:
