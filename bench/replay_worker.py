@@ -151,13 +151,18 @@ class Registration:
         self._store = store
         self._model_dir = model_dir
         self._files: list[Path] = []
-        self.instance_id = secrets.randbits(63)
+        self._instance_ids = {mode: secrets.randbits(63) for mode in MODES}
 
     def path_of(self, mode: str) -> str:
-        return f"{self.instance_id:x}/{NAMESPACE}/{mode}/{ENDPOINT}"
+        return f"{self._instance_ids[mode]:x}/{NAMESPACE}/{mode}/{ENDPOINT}"
 
     def add(self, mode: str, port: int) -> None:
-        endpoint = {"namespace": NAMESPACE, "component": mode, "endpoint": ENDPOINT, "instance_id": self.instance_id}
+        endpoint = {
+            "namespace": NAMESPACE,
+            "component": mode,
+            "endpoint": ENDPOINT,
+            "instance_id": self._instance_ids[mode],
+        }
         transport = {"tcp": f"127.0.0.1:{port}/{self.path_of(mode)}"}
         instance = {"type": "Endpoint", **endpoint, "transport": transport, "request_plane_codec": "msgpack"}
         self._put(INSTANCES, mode, instance)
@@ -168,7 +173,7 @@ class Registration:
             os.utime(file)
 
     def _put(self, bucket: str, mode: str, value: dict[str, Any]) -> None:
-        key = key_of(NAMESPACE, mode, ENDPOINT, self.instance_id)
+        key = key_of(NAMESPACE, mode, ENDPOINT, self._instance_ids[mode])
         folder = self._store / bucket
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".tmp_{secrets.token_hex(8)}"
