@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,14 @@ def test_the_demo_answers_and_ctrl_c_leaves_nothing(demo: subprocess.Popen[str])
     demo.send_signal(signal.SIGINT)
     assert demo.wait(PATIENCE_S) == 0
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+def test_nothing_outlives_a_killed_supervisor(demo: subprocess.Popen[str]) -> None:
+    read_until(demo, "Ctrl-C stops everything.")
+    children = descendants(demo.pid)
+    demo.kill()
+    demo.wait()
+    deadline = time.monotonic() + PATIENCE_S
+    while alive := [pid for pid in children if os.path.exists(f"/proc/{pid}")]:
+        assert time.monotonic() < deadline, f"still there: {alive}"
+        time.sleep(0.05)
