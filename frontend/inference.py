@@ -33,6 +33,7 @@ log = logging.getLogger("dynamo.http")
 access_log = logging.getLogger("dynamo.access")
 
 JSON = b"content-type: application/json\r\n"
+MAX_NOTED_UNKNOWN = 100
 _JSON_TYPE = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
@@ -46,6 +47,7 @@ class Inference:
         self._metrics = metrics
         self._keep_alive = keep_alive
         self._max_concurrent_requests = max_concurrent_requests
+        self._noted_unknown: set[str] = set()
         self.num_active = 0
         self.is_draining = False
 
@@ -57,6 +59,8 @@ class Inference:
         try:
             self._admit(exchange)
             request = mouth.decode(await exchange.read_body())
+            if request.unknown_fields:
+                self._note_unknown(request.unknown_fields)
             await self._answer(exchange, headers, mouth, request, record)
         except DynamoError as error:
             record.error = error
@@ -81,6 +85,13 @@ class Inference:
         content_type = exchange.header("content-type")
         if content_type is None or not _JSON_TYPE.fullmatch(content_type):
             raise UnsupportedMediaType(f"The content-type must be application/json, not {content_type or 'missing'}.")
+
+    def _note_unknown(self, names: tuple[str, ...]) -> None:
+        """Each name once in the life of the process: a client that sends one sends it always."""
+        for name in names:
+            if name not in self._noted_unknown and len(self._noted_unknown) < MAX_NOTED_UNKNOWN:
+                self._noted_unknown.add(name)
+                log.warning("a client sends the field %.80r, which is unknown here and has no effect", name)
 
     async def _answer(
         self,

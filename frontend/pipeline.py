@@ -10,14 +10,13 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from time import perf_counter
-from typing import cast
 
 from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
 from dynamo.frontend.postprocess import Delta, make_choice
-from dynamo.frontend.preprocess import Prepared, Prompt, prepare_chat, prepare_completion
+from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
 from dynamo.frontend.router_client import PlacementWish, RouterClient
 from dynamo.shared.errors import CannotConnect, ModelNotReady, WorkerError
 from dynamo.shared.messages import Placed
@@ -46,7 +45,7 @@ class Pipeline:
         """One per choice; those of the first prompt come first."""
         model = await self._models.get(request.model, "Completions")
         record.model = model.name
-        return self._fan_out([await prepare_completion(model, request, p) for p in prompts_of(request)], record)
+        return self._fan_out([await prepare_completion(model, request, p) for p in request.prompts], record)
 
     async def generate(self, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
         """Deltas of one choice until it is over. A worker that has begun nothing is replaced by another, silently.
@@ -208,11 +207,3 @@ class Answer:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
             self.num_cached_tokens = cached
-
-
-def prompts_of(request: CompletionRequest) -> list[Prompt]:
-    """A lone prompt, as text or as ids, or each of a batch."""
-    prompt = request.prompt
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return cast(list[Prompt], prompt)

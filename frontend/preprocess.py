@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, reject_media
-from dynamo.frontend.openai_wire import output_options, sampling_options, stop_conditions
+from dynamo.frontend.openai_wire import extra_args, output_options, routing, sampling_options, stop_conditions
 from dynamo.frontend.postprocess import StopRules
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.protocol import (
@@ -77,17 +77,17 @@ async def prepare_chat(model: Model, request: ChatCompletionRequest) -> Prepared
     """Raises InvalidRequest: the template refuses the messages, or the prompt does not fit the context."""
     nvext = request.nvext
     if nvext is not None and nvext.token_data:
-        return _prepared(model, request, _packed(nvext.token_data, model))
+        return _prepared(model, request, _packed(nvext.token_data, model, "nvext.token_data"))
     text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
     return _prepared(model, request, await _encode(model, text, add_special_tokens=False))
 
 
 async def prepare_completion(model: Model, request: CompletionRequest, prompt: Prompt) -> Prepared:
     if request.nvext is not None and request.nvext.token_data:
-        return _prepared(model, request, _packed(request.nvext.token_data, model))
+        return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"))
     if isinstance(prompt, str):
         return _prepared(model, request, await _encode(model, prompt, add_special_tokens=True))
-    return _prepared(model, request, _packed(prompt, model))
+    return _prepared(model, request, _packed(prompt, model, "prompt"))
 
 
 def render_chat(model: Model, request: ChatCompletionRequest) -> str:
@@ -142,9 +142,9 @@ def _raw_prompt(request: ChatCompletionRequest) -> str:
     return contents[0]
 
 
-def _packed(ids: list[int], model: Model) -> bytes:
+def _packed(ids: list[int], model: Model, param: str) -> bytes:
     if (highest := max(ids)) >= model.vocab_size:
-        raise InvalidRequest(f"Token id {highest} is outside the vocabulary of {model.vocab_size} tokens.", "prompt")
+        raise InvalidRequest(f"Token id {highest} is outside the vocabulary of {model.vocab_size} tokens.", param)
     return b"".join([i.to_bytes(4, "little") for i in ids])
 
 
@@ -159,8 +159,8 @@ def _prepared(model: Model, request: ChatCompletionRequest | CompletionRequest, 
         output=output_options(request),
         rules=_stop_rules(model, request),
         annotations=[] if nvext is None else nvext.annotations or [],
-        routing=_routing(request),
-        extra_args=None if nvext is None else {"nvext": nvext},
+        routing=routing(request),
+        extra_args=extra_args(request),
         num_choices=request.n or 1,
     )
 
@@ -191,19 +191,4 @@ def _stop_rules(model: Model, request: ChatCompletionRequest | CompletionRequest
         include_stop_string=is_visible,
         min_tokens=min_tokens,
         max_tokens=max_tokens,
-    )
-
-
-def _routing(request: ChatCompletionRequest | CompletionRequest) -> Routing:
-    nvext = request.nvext
-    if nvext is None:
-        return Routing(cache_salt=request.cache_salt)
-    hints = nvext.agent_hints
-    return Routing(
-        backend_instance_id=nvext.backend_instance_id,
-        dp_rank=nvext.dp_rank,
-        cache_salt=request.cache_salt or nvext.cache_salt,
-        expected_output_tokens=hints.osl if hints else None,
-        priority=hints.priority if hints else None,
-        strict_priority=hints.strict_priority if hints else None,
     )
