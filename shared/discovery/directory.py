@@ -8,6 +8,7 @@ import secrets
 import stat
 import string
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def key_of_file_name(name: str) -> str:
 
 @dataclass
 class _File:
-    identity: tuple[int, int]  # inode and size: every replacement is a new inode, a heartbeat is not
+    identity: tuple[int, int, int]  # inode, size, mtime: inodes come back, so a heartbeat costs a read
     value: bytes | None  # None when it is too large to read
 
 
@@ -61,34 +62,46 @@ class Directory:
     def delete(self, key: str) -> None:
         self._file_of(key).unlink(missing_ok=True)
 
-    def scan(self, ttl_s: float) -> dict[str, bytes]:
+    def entries(self, ttl_s: float) -> dict[str, bytes]:
         """What is there; removes what has expired."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        deadline = time.time() - ttl_s
         files: dict[str, _File] = {}
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):  # removed or replaced while we look; the next scan tells
-                    status = entry.stat(follow_symlinks=False)
-                    if not stat.S_ISREG(status.st_mode):
-                        continue
-                    if status.st_mtime < deadline:
-                        self._expire(Path(entry.path), time.time() - status.st_mtime)
-                    elif not entry.name.startswith(TEMP_PREFIX):
-                        files[entry.name] = self._read(entry, status)
+        for entry, status in self._alive(ttl_s):
+            with suppress(FileNotFoundError):
+                files[entry.name] = self._read(entry, status)
         self._files = files
         return {key_of_file_name(name): file.value for name, file in files.items() if file.value is not None}
+
+    def expire(self, ttl_s: float) -> None:
+        """Remove what has expired."""
+        for _ in self._alive(ttl_s):
+            pass
+
+    def _alive(self, ttl_s: float) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # removed or replaced while we look; the next look tells
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                if status.st_mtime < now - ttl_s:
+                    self._remove_expired(Path(entry.path), now - status.st_mtime)
+                elif not entry.name.startswith(TEMP_PREFIX):
+                    yield entry, status
 
     def _file_of(self, key: str) -> Path:
         return self.path / file_name_of(key)
 
-    def _expire(self, path: Path, age_s: float) -> None:
+    def _remove_expired(self, path: Path, age_s: float) -> None:
         with suppress(PermissionError):  # an expired entry counts as gone even where we may not remove it
             path.unlink(missing_ok=True)
             logger.info("%s: removed, its owner has not refreshed it for %.0f s", path, age_s)
 
     def _read(self, entry: os.DirEntry[str], status: os.stat_result) -> _File:
-        identity = (status.st_ino, status.st_size)
+        identity = (status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._files.get(entry.name)
         if known is not None and known.identity == identity:
             return known

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dynamo.shared.discovery import Change, DiscoveryError
 from dynamo.shared.discovery.etcd_client import EtcdClient, LeaseNotFound, Refused
 from dynamo.shared.discovery.etcd_config import EtcdConfig
-from dynamo.shared.discovery.outage import Outage
+from dynamo.shared.discovery.outage import Outage, report_failure
 from dynamo.shared.discovery.view import View
 
 logger = logging.getLogger("dynamo.discovery")
@@ -46,6 +46,8 @@ class EtcdDiscovery:
         self._spawn(self._keep_lease(), "etcd-lease")
 
     async def close(self) -> None:
+        if not self._lease_id:  # `open` failed, or never happened
+            return
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,11 +82,11 @@ class EtcdDiscovery:
         finally:
             follower.cancel()
 
-    def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        task.set_name(name)
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(report_failure)
         return task
 
     async def _retried(self, operation: Callable[[], Awaitable[T]]) -> T:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,9 @@ class EtcdClient:
 
     async def keep_alive(self, lease_id: int, interval_s: float) -> AsyncGenerator[int]:
         """Renews every `interval_s`; yields the lease's TTL after each, 0 when it is gone."""
-
-        async def requests() -> AsyncIterator[Any]:
-            while True:
-                yield rpc.LeaseKeepAliveRequest(ID=lease_id)
-                await asyncio.sleep(interval_s)
-
-        async with aclosing(self._stream(lambda member: member.lease.LeaseKeepAlive, requests())) as replies:
+        request = rpc.LeaseKeepAliveRequest(ID=lease_id)
+        stream = self._stream(lambda member: member.lease.LeaseKeepAlive, request, interval_s)
+        async with aclosing(stream) as replies:
             async for reply in replies:
                 yield int(reply.TTL)
 
@@ -96,18 +92,15 @@ class EtcdClient:
 
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[Change]]:
         """Changes below `prefix` from `revision` on; the first batch is empty and says that etcd accepted the watch."""
-
-        async def requests() -> AsyncIterator[Any]:
-            yield rpc.WatchRequest(
-                create_request=rpc.WatchCreateRequest(
-                    key=prefix.encode(), range_end=_end_of(prefix), start_revision=revision
-                )
+        request = rpc.WatchRequest(
+            create_request=rpc.WatchCreateRequest(
+                key=prefix.encode(), range_end=_end_of(prefix), start_revision=revision
             )
-            await asyncio.Event().wait()  # the watch lives as long as our half of the stream
-
+        )
         # A member cut off from its leader would leave the watch open and silent.
-        extra = (("hasleader", "true"),)
-        async with aclosing(self._stream(lambda member: member.watch.Watch, requests(), extra)) as responses:
+        leader = (("hasleader", "true"),)
+        stream = self._stream(lambda member: member.watch.Watch, request, metadata=leader)
+        async with aclosing(stream) as responses:
             async for response in responses:
                 if response.canceled:
                     raise DiscoveryError(f"etcd ended the watch of {prefix}: {_reason_of(response)}")
@@ -126,16 +119,22 @@ class EtcdClient:
             return await method_of(member)(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
 
     async def _stream(
-        self, method_of: Callable[[_Member], _Method], requests: AsyncIterator[Any], extra: _Metadata = ()
+        self,
+        method_of: Callable[[_Member], _Method],
+        request: Any,
+        interval_s: float | None = None,
+        metadata: _Metadata = (),
     ) -> AsyncGenerator[Any]:
         member = self._members[self._current]
+        finished = asyncio.Event()
         with self._translated_errors(member):
-            metadata = await self._metadata(member)
-            call = method_of(member)(requests, metadata=(*metadata, *extra))
+            metadata = (*await self._metadata(member), *metadata)
+            call = method_of(member)(_repeated(request, interval_s, finished), metadata=metadata)
             try:
                 async for response in call:
                     yield response
             finally:
+                finished.set()
                 call.cancel()
         raise DiscoveryError(f"etcd at {member.url} closed the stream")
 
@@ -167,6 +166,15 @@ class EtcdClient:
         self._token = None
         if self._members[self._current] is failed:
             self._current = (self._current + 1) % len(self._members)
+
+
+async def _repeated(request: Any, interval_s: float | None, finished: asyncio.Event) -> AsyncIterator[Any]:
+    """Our half of a stream: `request` once, or every `interval_s`, and open until `finished`."""
+    while not finished.is_set():
+        yield request
+        with suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await finished.wait()
 
 
 class _LeaseExists(DiscoveryError):
@@ -206,6 +214,7 @@ def _member(url: str, config: EtcdConfig) -> _Member:
         ("grpc.min_reconnect_backoff_ms", 5000),  # also how long one connect may take
         ("grpc.keepalive_time_ms", 1000 * max(config.ping_interval_s, MIN_PING_INTERVAL_S)),
         ("grpc.keepalive_timeout_ms", 1000 * config.ping_timeout_s),
+        ("grpc.http2.ping_timeout_ms", 1000 * config.ping_timeout_s),  # of pings gRPC sends for reasons of its own
     ]
     if scheme == "https":
         channel = grpc.aio.secure_channel(address, _tls(config), options=options)

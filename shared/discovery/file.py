@@ -21,7 +21,7 @@ from typing import TypeVar
 from dynamo.shared.discovery import Change, DiscoveryError
 from dynamo.shared.discovery.directory import Directory
 from dynamo.shared.discovery.inotify import Inotify
-from dynamo.shared.discovery.outage import Outage
+from dynamo.shared.discovery.outage import Outage, report_failure
 from dynamo.shared.discovery.view import View
 
 logger = logging.getLogger("dynamo.discovery")
@@ -29,7 +29,7 @@ logger = logging.getLogger("dynamo.discovery")
 T = TypeVar("T")
 
 TTL_S = 10.0
-SETTLE_S = 0.005  # several changes in a row cost one scan
+SETTLE_S = 0.005  # several changes in a row cost one look
 POLL_WITHOUT_INOTIFY_S = 0.25
 
 
@@ -42,6 +42,7 @@ def default_root(environ: Mapping[str, str] = os.environ) -> Path:
 @dataclass
 class _Bucket:
     directory: Directory
+    outage: Outage
     published: dict[str, bytes] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
 
@@ -55,7 +56,6 @@ class FileDiscovery:
         self._ttl_s = ttl_s
         self._buckets: dict[str, _Bucket] = {}
         self._changed = asyncio.Event()
-        self._outage = Outage(f"file discovery {self._root}")
         self._inotify: Inotify | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="discovery-file")
@@ -72,12 +72,12 @@ class FileDiscovery:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        if self._inotify is not None:
+        with suppress(DiscoveryError):  # what we cannot remove expires
+            await self._on_disk(self._withdraw_all)
+        if self._inotify is not None:  # and the disk thread, which has done all it had to do, no longer uses it
             asyncio.get_running_loop().remove_reader(self._inotify.fileno())
             self._inotify.close()
             self._inotify = None
-        with suppress(DiscoveryError):  # what we cannot remove expires
-            await self._on_disk(self._withdraw_all)
         self._disk.shutdown(wait=False)
 
     @property
@@ -113,14 +113,16 @@ class FileDiscovery:
         finally:
             views.remove(view)
 
-    def _close_views(self, _keeper: asyncio.Task[None]) -> None:
+    def _close_views(self, keeper: asyncio.Task[None]) -> None:
+        report_failure(keeper)
         for bucket in self._buckets.values():
             for view in bucket.views:
                 view.close()
 
     def _bucket(self, name: str) -> _Bucket:
         if name not in self._buckets:
-            self._buckets[name] = _Bucket(Directory(self._root / name))
+            path = self._root / name
+            self._buckets[name] = _Bucket(Directory(path), Outage(f"file discovery {path}"))
         return self._buckets[name]
 
     async def _on_disk(self, operation: Callable[[], T]) -> T:
@@ -154,7 +156,7 @@ class FileDiscovery:
             is_heartbeat = loop.time() >= heartbeat_at
             if is_heartbeat:
                 heartbeat_at = loop.time() + self._ttl_s / 3
-            await self._scan(with_heartbeat=is_heartbeat)
+            await self._look(with_heartbeat=is_heartbeat)
 
     async def _wait_for_change(self, heartbeat_at: float) -> None:
         now = asyncio.get_running_loop().time()
@@ -165,32 +167,35 @@ class FileDiscovery:
                 await asyncio.sleep(SETTLE_S)
         self._changed.clear()
 
-    async def _scan(self, with_heartbeat: bool) -> None:
+    async def _look(self, with_heartbeat: bool) -> None:
         for bucket in list(self._buckets.values()):
-            if not (bucket.views or with_heartbeat):
+            views = list(bucket.views)
+            if not (views or with_heartbeat):
                 continue
             try:
-                entries = await self._on_disk(partial(self._look_at, bucket, with_heartbeat))
+                if with_heartbeat:
+                    await self._on_disk(partial(self._refresh, bucket))
+                if views:
+                    entries = await self._on_disk(partial(self._entries, bucket.directory))
+                    for view in views:
+                        view.replace(entries)
             except DiscoveryError as error:
-                self._outage.begin(error)
-                return
-            for view in bucket.views:
-                view.replace(entries)
-        self._outage.end()
+                bucket.outage.begin(error)
+            else:
+                bucket.outage.end()
 
-    def _look_at(self, bucket: _Bucket, with_heartbeat: bool) -> dict[str, bytes]:
-        if with_heartbeat:
-            self._refresh(bucket)
-        if bucket.views and self._inotify is not None:
-            bucket.directory.path.mkdir(parents=True, exist_ok=True)
-            self._inotify.add(bucket.directory.path)  # before the scan, so that nothing falls between the two
-        return bucket.directory.scan(self._ttl_s)
+    def _entries(self, directory: Directory) -> dict[str, bytes]:
+        if self._inotify is not None:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            self._inotify.add(directory.path)  # before we look, so that nothing falls between the two
+        return directory.entries(self._ttl_s)
 
     def _refresh(self, bucket: _Bucket) -> None:
         for key, value in bucket.published.items():
             if not bucket.directory.touch(key):
                 logger.warning("%s/%s: was removed by someone else, published again", bucket.directory.path, key)
                 bucket.directory.write(key, value)
+        bucket.directory.expire(self._ttl_s)
 
     def _withdraw_all(self) -> None:
         for bucket in self._buckets.values():

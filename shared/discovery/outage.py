@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 logger = logging.getLogger("dynamo.discovery")
@@ -21,3 +22,9 @@ class Outage:
         if self._is_on:
             logger.warning("%s: available again", self._subject)
         self._is_on = False
+
+
+def report_failure(task: asyncio.Task[None]) -> None:
+    """Done callback of a background task: it is cancelled in the end, and ends otherwise only through a bug."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s stopped", task.get_name(), exc_info=error)

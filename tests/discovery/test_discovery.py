@@ -140,7 +140,7 @@ async def test_a_slow_reader_gets_the_sum_of_what_it_missed(pair: tuple[Discover
     assert await anext(changes) == []
     for number in range(50):
         await ours.publish(INSTANCES, "ns/c/e/1", str(number).encode())
-    seen = []
+    seen: list[bytes] = []
     while not seen or seen[-1] != b"49":
         (change,) = await anext(changes)
         assert isinstance(change, Put)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def etcd() -> Iterator[EtcdServer]:
 
 
 @asynccontextmanager
-async def opened(endpoints: str, **options: object) -> AsyncIterator[EtcdDiscovery]:
+async def opened(endpoints: str, **options: Any) -> AsyncIterator[EtcdDiscovery]:
     discovery = EtcdDiscovery(EtcdConfig(endpoints=endpoints, **options))
     await discovery.open()
     try:
@@ -202,7 +203,7 @@ async def test_users_and_passwords(etcd: EtcdServer) -> None:
         ({"lease_ttl_s": 0}, "ETCD_LEASE_TTL"),
     ],
 )
-def test_values_that_do_not_fit_are_named(options: dict[str, str], named: str) -> None:
+def test_values_that_do_not_fit_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         EtcdConfig(**options)
 
