@@ -66,18 +66,13 @@ class ModelFiles(msgspec.Struct, kw_only=True):
 
 def read_model_files(directory: Path, custom_template: Path | None = None, *, has_tokenizer: bool = True) -> ModelFiles:
     """Look through a model directory and hash what is found; blocking. Raises ModelDirectoryError."""
-    config = directory / "config.json"
-    if not config.is_file():
-        raise ModelDirectoryError(
-            f"{directory} has no config.json: give a local directory with config.json and tokenizer files"
-        )
     return ModelFiles(
-        model_info={"hf_config_json": file_ref(config)},
+        architectural_max_context_length=max_context_length(directory),
+        model_info={"hf_config_json": file_ref(directory / "config.json")},
         tokenizer=_tokenizer(directory) if has_tokenizer else None,
         prompt_formatter=_file("hf_tokenizer_config_json", directory / "tokenizer_config.json"),
         chat_template_file=_chat_template(directory, custom_template),
         gen_config=_file("hf_generation_config_json", directory / "generation_config.json"),
-        architectural_max_context_length=max_context_length(config),
     )
 
 
@@ -93,8 +88,11 @@ def file_ref(path: Path) -> FileRef:
     return FileRef(path=str(path.resolve()), checksum=f"blake3:{digest}", size=size)
 
 
-def max_context_length(config: Path) -> int | None:
-    """`max_position_embeddings` of the model or of its text part."""
+def max_context_length(directory: Path) -> int | None:
+    """`max_position_embeddings` of the model or of its text part. Raises ModelDirectoryError."""
+    config = directory / "config.json"
+    if not config.is_file():
+        raise ModelDirectoryError(f"{directory} has no config.json: give a local directory with it and tokenizer files")
     try:
         values = msgspec.json.decode(config.read_bytes(), type=dict[str, Any])
     except msgspec.DecodeError as error:

@@ -126,15 +126,19 @@ class WorkerConfig(ServingConfig):
             values: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         except msgspec.DecodeError as error:
             raise ConfigError(f"options on stdin: expected one line with a JSON object: {error}") from None
-        options = self.options()
-        for name, value in values.items():
-            if name not in options:
-                raise ConfigError(f"options on stdin: {name!r} is not an option of the worker")
-            try:
-                values[name] = msgspec.convert(value, options[name][2])
-            except msgspec.ValidationError as error:
-                raise ConfigError(f"options on stdin: {name}: {error}") from None
-        return replace(self, **values)
+        return replace(self, **{name: self._converted(name, value) for name, value in values.items()})
+
+    def _converted(self, name: str, value: Any) -> Any:
+        try:
+            _field, opt, kind = self.options()[name]
+            converted = msgspec.convert(value, kind)
+        except KeyError:
+            raise ConfigError(f"options on stdin: {name!r} is not an option of the worker") from None
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"options on stdin: {name}: {error}") from None
+        if opt.choices and converted not in opt.choices:
+            raise ConfigError(f"options on stdin: {name}: expected one of {', '.join(opt.choices)}")
+        return converted
 
 
 def serving_config(overrides: dict[str, Any], environ: Mapping[str, str] = os.environ) -> ServingConfig:

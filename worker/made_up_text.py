@@ -14,8 +14,10 @@ import msgspec
 TOKENS_PER_DRAW = 64
 _DRAW = struct.Struct(f"<{TOKENS_PER_DRAW}I")
 
-# Whole ASCII words, perhaps after a space: no special token, no part of a character, nothing a template would notice.
-_WORD = re.compile("[Ġ▁ ]?[A-Za-z]+")
+# Whole ASCII words after a space: no special token, no part of a character, nothing a template would notice.
+# Vocabularies without leading spaces have bare words.
+_SPACED_WORD = re.compile("[Ġ▁ ][A-Za-z]+")
+_BARE_WORD = re.compile("[A-Za-z]+")
 
 # For a model whose vocabulary cannot be read; ordinary words in most.
 ANY_VOCABULARY = range(1000, 2000)
@@ -28,8 +30,11 @@ def words_of(model_dir: Path) -> Sequence[int]:
         return ANY_VOCABULARY
     content = msgspec.json.decode(tokenizer.read_bytes(), type=dict[str, Any])
     special = {token["id"] for token in content.get("added_tokens", ())}
-    ids = sorted(id for text, id in _entries(content["model"]["vocab"]) if id not in special and _WORD.fullmatch(text))
-    return ids or ANY_VOCABULARY
+    entries = [(text, id) for text, id in _entries(content["model"]["vocab"]) if id not in special]
+    for word in (_SPACED_WORD, _BARE_WORD):
+        if ids := sorted(id for text, id in entries if word.fullmatch(text)):
+            return ids
+    return ANY_VOCABULARY
 
 
 def made_up_tokens(words: Sequence[int], prompt_digest: int, seed: int) -> Iterator[int]:

@@ -58,7 +58,7 @@ def load_config(argv: list[str]) -> WorkerConfig:
 async def serve(config: WorkerConfig) -> None:
     """Serve until a signal, or until stdin ends where it carried the options; then drain."""
     model_dir = Path(config.model_path)
-    context_length = config.context_length or max_context_length(model_dir / "config.json")
+    context_length = config.context_length or max_context_length(model_dir)
     runtime = DistributedRuntime(config=config)
     endpoint = runtime.endpoint(config.endpoint)
     _drain_on_signal(runtime)

@@ -170,6 +170,7 @@ class Endpoint:
         self.namespace = namespace
         self.component = component
         self.name = name
+        self.target = ""  # address and path, once it is served
         self._waits_for_running = True
         self._instance: Instance | None = None
 
@@ -209,13 +210,13 @@ class Endpoint:
         """The first half of `serve_endpoint`: returns once requests can come. The runtime's shutdown ends it."""
         await self.runtime.open()
         self._waits_for_running = graceful_shutdown
-        address = self.runtime.attach(self, self._path, _with_context(handler))
+        self.target = self.runtime.attach(self, self._path, _with_context(handler))
         self._instance = Instance(
             self.namespace,
             self.component,
             self.name,
             self.connection_id(),
-            {"tcp": address},
+            {"tcp": self.target},
             device_type=DEVICE_TYPE,
             request_plane_codec="msgpack",
         )
@@ -281,8 +282,8 @@ def dynamo_endpoint(request_model: type[Any], response_model: type[Any]) -> Call
     def decorate(handler: Any) -> Any:
         @functools.wraps(handler)
         async def serve(*args: Any) -> AsyncIterator[Any]:
-            *before, request = args
-            async for item in handler(*before, _convert(request, request_model)):
+            at = len(args) - (2 if isinstance(args[-1], Context) else 1)
+            async for item in handler(*args[:at], _convert(args[at], request_model), *args[at + 1 :]):
                 yield item
 
         return serve

@@ -1,0 +1,45 @@
+"""Block hashes, against what Dynamo 1.6.1's `compute_block_hash_for_seq` gave for the same tokens."""
+
+from __future__ import annotations
+
+from dynamo.shared.hashing import (
+    block_hashes,
+    hash_seed,
+    next_sequence_hash,
+    pack_hashes,
+    pack_tokens,
+    sequence_hashes,
+    unpack_hashes,
+)
+
+TOKENS = pack_tokens(range(100, 170))  # four blocks of 16 and a rest
+PLAIN = [10823191264391160519, 1219978239041041138, 11579058346470406089, 15355247268704632839]
+OF_ADAPTER = [682217097734764133, 12420995870712062137, 4754925088556477659, 4680185779759060202]
+SALTED = [18167049635903018362, 18051114050417137021, 16062587088713341309, 14163269218275312639]
+
+
+def test_full_blocks_have_hashes_and_a_rest_has_none() -> None:
+    assert block_hashes(TOKENS, 16) == PLAIN
+    assert block_hashes(pack_tokens(range(15)), 16) == []
+
+
+def test_large_token_ids() -> None:
+    assert block_hashes(pack_tokens([4_000_000_000] * 16), 16) == [282506075049429727]
+
+
+def test_adapters_and_salts_share_no_blocks() -> None:
+    assert block_hashes(TOKENS, 16, hash_seed(lora_name="ad")) == OF_ADAPTER
+    assert block_hashes(TOKENS, 16, hash_seed(cache_salt="salt")) == SALTED
+    assert hash_seed("", "") == hash_seed()
+
+
+def test_a_sequence_hash_stands_for_all_blocks_before_it() -> None:
+    chain = sequence_hashes(PLAIN)
+    assert chain[0] == PLAIN[0]
+    assert chain[1] == next_sequence_hash(PLAIN[0], PLAIN[1])
+    assert sequence_hashes(PLAIN[2:], parent=chain[1]) == chain[2:]
+
+
+def test_hashes_survive_packing() -> None:
+    assert list(unpack_hashes(pack_hashes(PLAIN))) == PLAIN
+    assert pack_hashes([1]) == b"\1\0\0\0\0\0\0\0"

@@ -1,0 +1,24 @@
+"""A listener that writes down what it is told."""
+
+from __future__ import annotations
+
+from dynamo.worker.kv_cache import StoredBlock
+
+
+class Record:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int | None, list[int]]] = []
+
+    def stored(self, parent_hash: int | None, blocks: list[StoredBlock]) -> None:
+        self.events.append(("stored", parent_hash, [block.block_hash for block in blocks]))
+
+    def removed(self, block_hashes: list[int]) -> None:
+        self.events.append(("removed", None, block_hashes))
+
+    @property
+    def present(self) -> set[int]:
+        """The blocks that somebody who followed every event believes in."""
+        blocks: set[int] = set()
+        for kind, _, hashes in self.events:
+            blocks = blocks | set(hashes) if kind == "stored" else blocks - set(hashes)
+        return blocks
