@@ -10,7 +10,7 @@ from email.utils import formatdate
 
 from dynamo.frontend.server.exchange import Exchange, Handle, RenderError, render_headers
 from dynamo.frontend.server.limits import Limits
-from dynamo.shared.errors import AtCapacity, ClientDisconnected, DynamoError, InternalError
+from dynamo.shared.errors import AtCapacity, ClientDisconnected, DynamoError, InternalError, ShuttingDown
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +41,24 @@ class Dispatcher:
         self.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
 
     def dispatch(self, exchange: Exchange) -> None:
-        """Handle in a task of its own."""
-        if self._admit(exchange):
+        """Handle in a task of its own. No answer begins before this returns."""
+        if self._has_room(exchange):
+            self.num_requests += 1
             self._in_flight[exchange] = self._loop.create_task(self._run(exchange))
+        else:
+            self._loop.call_soon(self.refuse, exchange, _at_capacity())
 
     async def run(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
         """Handle in the task that the caller runs in."""
-        if self._admit(exchange):
+        if self._has_room(exchange):
+            self.num_requests += 1
             self._in_flight[exchange] = task
             await self._run(exchange)
+        else:
+            self.refuse(exchange, _at_capacity())
 
-    def _admit(self, exchange: Exchange) -> bool:
-        if len(self._in_flight) >= self.limits.max_in_flight and exchange.method not in UNCAPPED_METHODS:
-            self.refuse(exchange, AtCapacity("This server handles as many requests as it may; send it again shortly."))
-            return False
-        self.num_requests += 1
-        return True
+    def _has_room(self, exchange: Exchange) -> bool:
+        return len(self._in_flight) < self.limits.max_in_flight or exchange.method in UNCAPPED_METHODS
 
     def refuse(self, exchange: Exchange, error: DynamoError) -> None:
         """Answer with an error that no handler saw."""
@@ -76,6 +78,8 @@ class Dispatcher:
             exchange.abort()
         except DynamoError as error:
             self._settle(exchange, error)
+        except asyncio.CancelledError:  # by `cancel_all`; nobody waits for this task
+            self._settle(exchange, ShuttingDown("The server was stopped before the answer was complete."))
         except Exception:
             log.exception("The handler of %s %s failed", exchange.method, exchange.path)
             self._settle(exchange, InternalError())
@@ -97,7 +101,12 @@ class Dispatcher:
             await self._emptied.wait()
 
     async def cancel_all(self) -> None:
+        """Those without an answer get a 503."""
         tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _at_capacity() -> AtCapacity:
+    return AtCapacity("This server handles as many requests as it may; send it again shortly.")

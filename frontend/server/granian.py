@@ -1,7 +1,7 @@
 """The exchange over granian's RSGI, an alternative to the server of our own.
 
 What granian 2.8 does not offer is absent here: a stream is buffered without bound for a slow client, so `is_writable`
-is always true; there is no deadline for a slow reader, no cap on connections, and an aborted stream ends like a whole
+is always true; there is no deadline for a slow reader, and an aborted stream ends like a whole
 one. Its worker is driven in the loop that runs, by the same steps as granian's own embedded server.
 """
 
@@ -160,13 +160,13 @@ class GranianServer:
         make_holder: Any = SocketHolder
         return make_worker(
             1,  # worker id
-            (None, make_holder(self._socket.fileno(), False, BACKLOG)),
+            (None, make_holder(self._socket.dup().detach(), False, BACKLOG)),  # which closes it at the end
             None,  # no parent process to talk to
             1,  # runtime threads
             1,  # and blocking ones
             1,  # threads that run Python
             30,  # s until an idle one of those ends
-            limits.max_in_flight,
+            limits.max_connections,  # above which it makes new ones wait
             "auto",  # HTTP/1.1 and 2
             HTTP1Settings(
                 header_read_timeout=int(limits.head_timeout_s * 1000), max_buffer_size=max(limits.max_head_bytes, 8192)

@@ -32,8 +32,8 @@ from dynamo.shared.errors import (
 
 log = logging.getLogger(__name__)
 
-PIPELINE_PAUSE = 8  # parsed requests that may wait before reading pauses
-PIPELINE_MAX = 64  # that may wait at all, for one read can hold many; the connection ends after those
+FEED_SIZE = 8 * 1024  # bytes parsed at a time; bounds how many requests are found at once
+MAX_PIPELINED = 8  # parsed requests that may wait before parsing and reading pause
 CHUNK_OVERHEAD = 16  # bytes of chunk framing allowed per byte of body, above a fixed allowance
 CHUNK_OVERHEAD_FREE = 64 * 1024
 LINGER_S = 2.0  # in which a refused client may read the answer while what it still sends is discarded
@@ -45,10 +45,6 @@ STATUS_LINES[529] = b"HTTP/1.1 529 Site Is Overloaded\r\n"
 BODYLESS_STATUSES = frozenset({204, 304})
 METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 SINGULAR_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding"})
-
-
-class PipelineFull(Exception):
-    """One read held more requests than may wait."""
 
 
 class Http1Exchange(WireExchange):
@@ -151,7 +147,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_paused = False
         self._is_input_over = False  # what arrives is discarded
         self._is_write_paused = False
-        self._read_size = 0
+        self._unparsed = b""  # held back while enough requests wait
+        self._read_size = 0  # of what the parser is being fed
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._is_in_head = False
@@ -172,12 +169,8 @@ class Http1Connection(asyncio.Protocol):
         self._deadline = self._loop.time() + self.limits.idle_timeout_s
 
     def data_received(self, data: bytes) -> None:
-        while data and not self._is_input_over:
-            data = self._feed(data)
-        if self._is_in_head:
-            self._bound_partial_head()
-        if self._incoming is not None or self._waiting:
-            self._pace_reading()
+        self._unparsed += data
+        self._parse()
 
     def eof_received(self) -> None:
         """A client that has closed its side is gone."""
@@ -200,18 +193,31 @@ class Http1Connection(asyncio.Protocol):
 
     # ---- parser: what it calls while it is fed
 
-    def _feed(self, data: bytes) -> bytes:
-        """Parse; returns what has to be fed again, after the parser stopped at an upgrade that we decline."""
+    def _parse(self) -> None:
+        data, position = self._unparsed, 0
+        while position < len(data) and not self._is_input_over and len(self._waiting) < MAX_PIPELINED:
+            position += self._feed(data[position : position + FEED_SIZE])
+            if self._is_in_head:
+                self._bound_partial_head()
+            elif self._incoming is not None:
+                self._bound_chunk_framing(self._incoming)
+        self._unparsed = b"" if self._is_input_over else data[position:]
+        if self._incoming is not None or self._waiting:
+            self._pace_reading()
+
+    def _feed(self, data: bytes) -> int:
+        """Parse; returns how much of it was, which is less than all where a request asks for an upgrade."""
         self._read_size = len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            return self._decline_upgrade(data[stop.args[0] :])
+            self._decline_upgrade()
+            return int(stop.args[0])
         except httptools.HttpParserCallbackError as error:
             self._stop_input(error.__context__)
         except httptools.HttpParserError as error:
             self._stop_input(InvalidRequest(f"The request is not valid HTTP: {error}."))
-        return b""
+        return len(data)
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -319,24 +325,21 @@ class Http1Connection(asyncio.Protocol):
         elif b"transfer-encoding" in self._headers:
             self._body_framing = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 
-    def _decline_upgrade(self, rest: bytes) -> bytes:
+    def _decline_upgrade(self) -> None:
         framing, self._body_framing = self._body_framing, b""
-        self._is_reframing = bool(framing)
-        return framing + rest
+        if framing:
+            self._is_reframing = True
+            self._parser.feed_data(framing)
 
     # ---- order of requests
 
     def _enqueue(self, exchange: Http1Exchange) -> None:
         if self._current is None:
-            self._begin(exchange)
-        elif len(self._waiting) < PIPELINE_MAX:
-            self._waiting.append(exchange)
+            self._handle(exchange)
         else:
-            self._incoming = None
-            self._waiting[-1].keep_alive = False
-            raise PipelineFull
+            self._waiting.append(exchange)
 
-    def _begin(self, exchange: Http1Exchange) -> None:
+    def _handle(self, exchange: Http1Exchange) -> None:
         self._current = exchange
         self._deadline = NEVER
         exchange.is_writable = not self._is_write_paused
@@ -348,11 +351,11 @@ class Http1Connection(asyncio.Protocol):
     def advance(self, answered: Http1Exchange) -> None:
         """The current exchange is answered: go on with the next one."""
         self._current = None
-        if not answered.keep_alive:
+        if not answered.keep_alive or self.dispatcher.is_draining:
             self._end_politely(answered)
         elif self._waiting:
-            self._begin(self._waiting.popleft())
-            self._pace_reading()
+            self._handle(self._waiting.popleft())
+            self._parse()
         else:
             wait_s = self.limits.head_timeout_s if self._is_in_head else self.limits.idle_timeout_s
             self._deadline = self._loop.time() + wait_s
@@ -363,7 +366,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_input_over = True
         self._is_in_head = False
         incoming, self._incoming = self._incoming, None
-        if is_after_last or isinstance(reason, PipelineFull):
+        if is_after_last:
             return
         error = reason if isinstance(reason, DynamoError) else InternalError()
         if incoming is not None:
@@ -378,10 +381,7 @@ class Http1Connection(asyncio.Protocol):
         refused = Http1Exchange(self, "", b"/", {}, "1.1", keep_alive=False)
         refused.refusal = error
         self._is_input_over = True
-        if self._current is None:
-            self._begin(refused)
-        else:
-            self._waiting.append(refused)
+        self._enqueue(refused)
 
     # ---- pace of reading
 
@@ -393,9 +393,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _pace_reading(self) -> None:
         incoming = self._incoming
-        if incoming is not None:
-            self._bound_chunk_framing(incoming)
-        should_pause = len(self._waiting) >= PIPELINE_PAUSE or (incoming is not None and incoming.is_body_hoarded)
+        should_pause = len(self._waiting) >= MAX_PIPELINED or (incoming is not None and incoming.is_body_hoarded)
         if should_pause and not self._is_reading_paused:
             self._is_reading_paused = True
             self._transport.pause_reading()
@@ -406,7 +404,6 @@ class Http1Connection(asyncio.Protocol):
     def _bound_chunk_framing(self, incoming: Http1Exchange) -> None:
         """Chunk extensions and trailers are no body, and no limit on bodies sees them."""
         self._raw_body_size += self._read_size
-        self._read_size = 0
         allowed = CHUNK_OVERHEAD_FREE + CHUNK_OVERHEAD * incoming.body_size
         if self._raw_body_size - incoming.body_size > allowed:
             self._stop_input(InvalidRequest("The chunks of the request body are framing more than content."))
@@ -449,6 +446,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_input_over = True
         self._incoming = None
         self._waiting.clear()
+        self._unparsed = b""
         if not is_still_sending:
             self.end()
             return

@@ -16,6 +16,8 @@ from dynamo.frontend.server.http1 import Http1Connection
 from dynamo.frontend.server.http2 import PREFACE, Http2Connection
 from dynamo.frontend.server.limits import Limits
 
+FLUSH_S = 0.5  # for the last answers to leave after a shutdown has cancelled their handlers
+
 
 class NativeServer:
     def __init__(
@@ -61,6 +63,9 @@ class NativeServer:
                 await self.dispatcher.wait_emptied()
                 await self._wait_connections()
         await self.dispatcher.cancel_all()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                await self._wait_connections()
         for connection in tuple(self._connections):
             connection.reset()
         await self._wait_connections()
