@@ -16,7 +16,7 @@ from dynamo.router.acceptors import Acceptor, Acceptors
 from dynamo.router.selectors import SELECTORS, Choice
 from dynamo.router.table import LiveSet, ModelTable
 from dynamo.shared.card import CardError, Registered, read_instance, read_registration
-from dynamo.shared.discovery import CARDS, INSTANCES, Change, Put, key_of
+from dynamo.shared.discovery import INSTANCES, Change, Put, key_of
 from dynamo.shared.messages import (
     AcceptorMessage,
     Free,
@@ -89,22 +89,25 @@ class Router:
         return self.table.take_delta()
 
     def _apply(self, bucket: str, change: Change) -> None:
+        key = change.key
         if not isinstance(change, Put):
-            self._drop(bucket, change.key)
-        elif change.key not in self.table and len(self.table) >= self.rules.max_table_entries:
-            self._leave_out(change.key)
-        elif bucket == INSTANCES:
-            self.table.put_instance(change.key, _read_worker(change.key, change.value))
-            self.malformed.pop(f"{bucket}/{change.key}", None)
-        elif bucket == CARDS:
-            self.table.put_card(change.key, _read_registered(change.key, change.value))
-            self.malformed.pop(f"{bucket}/{change.key}", None)
+            self._drop(bucket, key)
+            return
+        is_known = self.table.has_instance(key) if bucket == INSTANCES else self.table.has_card(key)
+        if not is_known and len(self.table) >= self.rules.max_table_entries:
+            self._leave_out(key)
+            return
+        if bucket == INSTANCES:
+            self.table.put_instance(key, _read_worker(key, change.value))
+        else:
+            self.table.put_card(key, _read_registered(key, change.value))
+        self.malformed.pop(f"{bucket}/{key}", None)
 
     def _drop(self, bucket: str, key: str) -> None:
         self.malformed.pop(f"{bucket}/{key}", None)
         if bucket == INSTANCES:
             self.table.drop_instance(key)
-        elif bucket == CARDS:
+        else:
             self.table.drop_card(key)
 
     def _note_malformed(self, bucket: str, key: str, reason: str) -> None:

@@ -95,8 +95,11 @@ class ModelTable:
     def __len__(self) -> int:
         return len(self._instances) + len(self._cards)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._instances or key in self._cards
+    def has_instance(self, key: str) -> bool:
+        return key in self._instances
+
+    def has_card(self, key: str) -> bool:
+        return key in self._cards
 
     # ---- what discovery says
 

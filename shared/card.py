@@ -105,8 +105,8 @@ def _mdcsum_parts(card: ModelDeploymentCard) -> Iterator[bytes]:
     for alternative in card.needs:
         yield _u32(len(alternative))
         yield from (_WORKER_TYPE_BYTES[name] for name in alternative)
-    if isinstance(card.router_config, msgspec.Raw) and bytes(card.router_config) != b"null":
-        yield blake3(bytes(card.router_config)).digest()
+    if (router_config := bytes(card.router_config)) not in (b"", b"null"):
+        yield blake3(router_config).digest()
     if card.indexer_identity is not None:
         yield from _identity_parts(card.indexer_identity)
     if card.aliases:

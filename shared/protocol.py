@@ -91,7 +91,7 @@ class ModelDeploymentCard(Struct, kw_only=True):
     aliases: list[str] = []
     user_data: Any = None
     runtime_config: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
-    router_config: msgspec.Raw | UnsetType | None = UNSET
+    router_config: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)  # empty when absent
     indexer_identity: dict[str, dict[str, str] | None] | None = None
     extra_files: list[FileRef] | None = None
 

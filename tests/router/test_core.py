@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo.router.core import Router, Rules
+from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
+from dynamo.shared.messages import Free, Goodbye, Heartbeat, Hello, Place, Placed, WorkerFailed
+from tests.router.scenario import card_value, instance_value
+
+
+def router_with(workers: dict[str, range], rules: Rules = Rules(router_mode="random")) -> Router:  # noqa: B008
+    router = Router(rules, 1, random.Random(3))
+    for endpoint, ids in workers.items():
+        add(router, endpoint, ids)
+    return router
+
+
+def add(router: Router, endpoint: str, ids: range) -> None:
+    router.discover(INSTANCES, [Put(f"{endpoint}/{i:x}", instance_value(i, endpoint)) for i in ids])
+    router.discover(CARDS, [Put(f"{endpoint}/{i:x}", card_value(i, endpoint, {"model": "m"})) for i in ids])
+
+
+def test_sets_of_one_model_are_asked_in_proportion_to_their_size() -> None:
+    router = router_with({"blue/backend/generate": range(1, 7), "green/backend/generate": range(7, 9)})
+    answers = router.receive(b"p", [Place(i, "m", 10) for i in range(4000)], 0.0)
+    counts = Counter(answer.worker_set.partition("/")[0] for answer in answers if isinstance(answer, Placed))
+    assert 2800 < counts["blue"] < 3200
+    assert counts["blue"] + counts["green"] == 4000
+
+
+def test_a_batch_of_changes_is_one_delta_and_versions_have_no_gap() -> None:
+    router = router_with({"ns/backend/generate": range(1, 100)})
+    delta = router.take_delta()
+    assert delta is not None
+    assert (delta.version, len(delta.workers_up), len(delta.sets_up)) == (1, 99, 1)
+    assert router.take_delta() is None
+    router.discover(INSTANCES, [Deleted("ns/backend/generate/1")])
+    delta = router.take_delta()
+    assert delta is not None
+    assert (delta.version, delta.workers_down) == (2, [1])
+
+
+def test_what_comes_and_goes_between_two_deltas_is_not_told() -> None:
+    router = router_with({"ns/backend/generate": range(1, 3)})
+    router.take_delta()
+    add(router, "ns/backend/generate", range(5, 6))
+    for bucket in (INSTANCES, CARDS):
+        router.discover(bucket, [Deleted("ns/backend/generate/5")])
+    assert router.take_delta() is None
+
+
+def test_outcomes_are_counted_once() -> None:
+    router = router_with({"ns/backend/generate": range(1, 3)})
+    router.receive(b"p", [Hello("a", 1), Place(1, "m", 1), Place(2, "x", 1), Place(3, "m", 1, instance_id=99)], 0.0)
+    assert router.take_outcomes() == {"placed": 1, "model_not_found": 1, "invalid_value": 1}
+    assert router.take_outcomes() == {}
+
+
+PEERS = st.sampled_from([b"p1", b"p2", b"p3"])
+REQUEST_IDS = st.integers(1, 6)
+WORKERS = st.integers(1, 4)
+MESSAGES = st.one_of(
+    st.builds(
+        Hello,
+        st.sampled_from(["a0", "a1"]),
+        st.integers(1, 2),
+        st.lists(st.tuples(REQUEST_IDS, WORKERS, st.just(1)), max_size=4),
+    ),
+    st.builds(
+        Place, REQUEST_IDS, st.sampled_from(["m", "unknown"]), st.just(10), excluded=st.lists(WORKERS, max_size=2)
+    ),
+    st.builds(Free, REQUEST_IDS),
+    st.builds(WorkerFailed, WORKERS, st.just("gone")),
+    st.builds(Heartbeat),
+    st.builds(Goodbye),
+)
+STEPS = st.one_of(
+    st.tuples(st.just("say"), PEERS, st.lists(MESSAGES, max_size=3)),
+    st.tuples(st.just("lose"), PEERS),
+    st.tuples(st.just("wait"), st.floats(0.1, 6)),
+    st.tuples(st.just("add"), WORKERS),
+    st.tuples(st.just("remove"), WORKERS),
+)
+
+
+@given(st.sampled_from(["round-robin", "power-of-two", "least-loaded"]), st.lists(STEPS, max_size=40))
+def test_active_counts_equal_the_outstanding_placements(mode: str, steps: list[tuple]) -> None:  # type: ignore[type-arg]
+    router = router_with({"ns/backend/generate": range(1, 4)}, Rules(router_mode=mode, max_active_per_acceptor=4))
+    now, version = 0.0, 0
+    for name, *arguments in steps:
+        match name:
+            case "say":
+                router.receive(*arguments, now)
+            case "lose":
+                router.forget(*arguments)
+            case "wait":
+                now += arguments[0]
+                router.tick(now)
+            case "add":
+                add(router, "ns/backend/generate", range(arguments[0], arguments[0] + 1))
+            case "remove":
+                router.discover(INSTANCES, [Deleted(f"ns/backend/generate/{arguments[0]:x}")])
+        held = [a.active.values() for a in router.acceptors.by_peer.values()]
+        assert router.acceptors.num_active == Counter(worker for workers in held for worker in workers)
+        assert all(len(workers) <= 4 for workers in held)
+        if (delta := router.take_delta()) is not None:
+            version += 1
+            assert delta.version == version
+        assert {worker.instance_id for worker in router.table.published()[0]} == router.table.workers.keys()
