@@ -1,0 +1,183 @@
+"""Workers written with our SDK behind the real frontend of Dynamo 1.6.1."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, BadRequestError, OpenAI
+
+from dynamo.worker import (
+    DEMO_MODEL_DIR,
+    Context,
+    DistributedRuntime,
+    InvalidArgument,
+    ModelInput,
+    ModelType,
+    WorkerType,
+    register_llm,
+)
+from tests.interop.dynamo import answers, dynamo_frontend, needs_dynamo, until
+from tests.support.etcd import EtcdServer
+
+pytestmark = [pytest.mark.interop, needs_dynamo]
+
+MODEL = "mocked"
+MESSAGES: Any = [{"role": "user", "content": "Tell me about the sea."}]
+
+
+@pytest.fixture(scope="module", params=["file", "etcd"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that lead frontends and workers to one store."""
+    if request.param == "file":
+        yield {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(tmp_path_factory.mktemp("kv"))}
+        return
+    with EtcdServer() as etcd:
+        yield {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": etcd.url}
+
+
+@pytest.fixture(scope="module")
+def frontend(store: dict[str, str]) -> Iterator[str]:
+    with dynamo_frontend(store, "--router-mode", "round-robin") as url:
+        yield url
+
+
+@contextmanager
+def our_worker(store: dict[str, str], *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    read_fd, write_fd = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dynamo.worker", "--model-name", MODEL, "--ready-fd", str(write_fd), *flags],
+        env={**os.environ, **store, "DYN_TCP_RPC_HOST": "127.0.0.1"},
+        pass_fds=[write_fd],
+    )
+    os.close(write_fd)
+    try:
+        with os.fdopen(read_fd, "rb") as ready:
+            assert ready.read() == b"ready\n"
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def wait_for_model(frontend: str, name: str) -> None:
+    until(lambda: f'"{name}"'.encode() in answers(f"{frontend}/v1/models"), lambda: f"{name} did not appear")
+
+
+@pytest.fixture(scope="module")
+def client(store: dict[str, str], frontend: str) -> Iterator[OpenAI]:
+    """Talks to the real frontend in front of one mocker of ours."""
+    with our_worker(store, "--speedup-ratio", "0", "--block-size", "16"):
+        wait_for_model(frontend, MODEL)
+        with OpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+
+def test_chat(client: OpenAI) -> None:
+    answers = [
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=24, seed=seed) for seed in (1, 1, 2)
+    ]
+    texts = [answer.choices[0].message.content for answer in answers]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0]
+    assert texts[0].isprintable()
+    assert all(answer.choices[0].finish_reason == "length" for answer in answers)
+
+
+def test_usage(client: OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "Count to one hundred, slowly, in words, and then back again. " * 8}]
+    usages = [client.chat.completions.create(model=MODEL, messages=messages, max_tokens=7).usage for _ in range(2)]
+    assert usages[0] is not None
+    assert usages[1] is not None
+    assert usages[0].completion_tokens == usages[1].completion_tokens == 7
+    first, second = (usage.prompt_tokens_details for usage in usages if usage)
+    assert first is not None
+    assert second is not None
+    assert first.cached_tokens is not None
+    assert second.cached_tokens == usages[1].prompt_tokens // 16 * 16 > first.cached_tokens
+
+
+def test_a_stream(client: OpenAI) -> None:
+    options: Any = {"include_usage": True}
+    stream = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=24, stream=True, stream_options=options
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=24)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+def test_a_text_that_ends_by_itself(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="Once upon a time")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].text
+
+
+async def test_many_at_once(client: OpenAI, frontend: str) -> None:
+    async with AsyncOpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as many:
+        answers = await asyncio.gather(
+            *(
+                many.completions.create(model=MODEL, prompt=f"Number {number}", max_tokens=1 + number % 30)
+                for number in range(300)
+            )
+        )
+    assert [answer.usage.completion_tokens for answer in answers if answer.usage] == [1 + n % 30 for n in range(300)]
+
+
+async def test_a_client_that_leaves_and_errors_that_arrive(
+    store: dict[str, str], frontend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler of our own, in this process, so that its context can be looked at."""
+    for name, value in {**store, "DYN_TCP_RPC_HOST": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    contexts: list[Context] = []
+
+    async def handler(request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+        if request["stop_conditions"]["max_tokens"] == 13:
+            raise InvalidArgument("thirteen is unlucky")
+        contexts.append(context)
+        while not context.is_stopped():
+            yield {"token_ids": request["token_ids"][:1]}
+            await asyncio.sleep(0.01)
+
+    runtime = DistributedRuntime()
+    endpoint = runtime.endpoint("interop.backend.generate")
+    await endpoint.open(handler)
+    await register_llm(
+        ModelInput.Tokens,
+        ModelType.Chat | ModelType.Completions,
+        endpoint,
+        str(DEMO_MODEL_DIR),
+        "ours",
+        worker_type=WorkerType.Aggregated,
+    )
+    await asyncio.to_thread(wait_for_model, frontend, "ours")
+    async with AsyncOpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.chat.completions.create(model="ours", messages=MESSAGES, max_tokens=4000, stream=True)
+        await anext(aiter(stream))
+        assert not contexts[0].is_stopped()
+        await stream.close()
+        async with asyncio.timeout(20):
+            await contexts[0].async_killed_or_stopped()
+        with pytest.raises(BadRequestError, match="thirteen is unlucky"):
+            await client.chat.completions.create(model="ours", messages=MESSAGES, max_tokens=13)
+    await runtime.wait_closed()
+
+
+def test_a_worker_that_left_is_asked_no_more(store: dict[str, str], frontend: str, tmp_path: Path) -> None:
+    with our_worker(
+        store, "--engine", "echo", "--model-name", "leaving", "--endpoint", "dyn://leaving.backend.generate"
+    ):
+        wait_for_model(frontend, "leaving")
+    until(lambda: b'"leaving"' not in answers(f"{frontend}/v1/models"), lambda: "the model is still listed")
