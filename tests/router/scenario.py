@@ -129,12 +129,12 @@ class Scenario:
 
     def do_card(self, words: list[str], options: dict[str, str]) -> None:
         worker, endpoint = id_of(words[0]), words[1]
-        key = key_of(*endpoint.split("/"), worker, options.get("lora"))
+        key = key_below(endpoint, worker, options)
         self.router.discover(CARDS, [Put(key, card_value(worker, endpoint, options))])
 
     def do_gone(self, words: list[str], options: dict[str, str]) -> None:
         kind, worker, endpoint = words
-        self.router.discover(BUCKETS[kind], [Deleted(key_of(*endpoint.split("/"), id_of(worker), options.get("lora")))])
+        self.router.discover(BUCKETS[kind], [Deleted(key_below(endpoint, id_of(worker), options))])
 
     def do_entry(self, words: list[str], _options: dict[str, str]) -> None:
         bucket, key, *value = words
@@ -186,6 +186,11 @@ class Scenario:
 
 def id_of(name: str) -> int:
     return int(name.removeprefix("w"))
+
+
+def key_below(endpoint: str, worker: int, options: dict[str, str]) -> str:
+    namespace, component, name = endpoint.split("/")
+    return key_of(namespace, component, name, worker, options.get("lora"))
 
 
 def names_of(ids: list[int]) -> str:

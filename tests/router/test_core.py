@@ -12,8 +12,8 @@ from dynamo.shared.messages import Free, Goodbye, Heartbeat, Hello, Place, Place
 from tests.router.scenario import card_value, instance_value
 
 
-def router_with(workers: dict[str, range], rules: Rules = Rules(router_mode="random")) -> Router:  # noqa: B008
-    router = Router(rules, 1, random.Random(3))
+def router_with(workers: dict[str, range], rules: Rules | None = None) -> Router:
+    router = Router(rules or Rules(router_mode="random"), 1, random.Random(3))
     for endpoint, ids in workers.items():
         add(router, endpoint, ids)
     return router
@@ -94,7 +94,7 @@ def test_active_counts_equal_the_outstanding_placements(mode: str, steps: list[t
     for name, *arguments in steps:
         match name:
             case "say":
-                router.receive(*arguments, now)
+                router.receive(arguments[0], arguments[1], now)
             case "lose":
                 router.forget(*arguments)
             case "wait":
