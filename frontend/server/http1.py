@@ -150,11 +150,9 @@ class Http1Connection(asyncio.Protocol):
         self._unparsed = b""  # held back while enough requests wait
         self._read_size = 0  # of what the parser is being fed
         self._target = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._fields: list[tuple[bytes, bytes]] = []
         self._is_in_head = False
-        self._head_size = 0  # of the parsed part
-        self._raw_head_size = 0  # of all reads that held nothing but this head
-        self._num_headers = 0
+        self._raw_head_size = 0  # of all that was fed since the piece in which this head began
         self._raw_body_size = 0
         self._body_framing = b""  # a head to parse the body of an upgrade request with
         self._is_reframing = False
@@ -222,8 +220,7 @@ class Http1Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._is_in_head = True
         self._target = b""
-        self._headers = {}
-        self._head_size = self._num_headers = 0
+        self._fields = []
         self._raw_head_size = -self._read_size
 
     def on_url(self, target: bytes) -> None:
@@ -232,15 +229,8 @@ class Http1Connection(asyncio.Protocol):
             raise TargetTooLong(f"The request target is longer than {self.limits.max_target_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_in_head:
-            return  # a trailer
-        self._head_size += len(name) + len(value)
-        self._num_headers += 1
-        name = name.lower()
-        if name not in self._headers:
-            self._headers[name] = value
-        elif name in SINGULAR_HEADERS:
-            raise InvalidRequest(f"The header {name.decode()} may be given once only.")
+        if self._is_in_head:  # else it is a trailer
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -249,16 +239,17 @@ class Http1Connection(asyncio.Protocol):
             return
         version = self._parser.get_http_version()
         method = self._parser.get_method()
-        self._check_head(version, method)
+        headers = self._take_headers()
+        self._check_head(version, method, headers)
         exchange = Http1Exchange(
             self,
             METHODS.get(method) or method.decode(),
             self._target,
-            self._headers,
+            headers,
             version,
             self._parser.should_keep_alive(),
         )
-        self._open_body(exchange)
+        self._open_body(exchange, headers)
         self._enqueue(exchange)
 
     def on_body(self, data: bytes) -> None:
@@ -277,12 +268,12 @@ class Http1Connection(asyncio.Protocol):
     # ---- request head
 
     def _bound_partial_head(self) -> None:
-        """Called after each read that ended inside a head. A value is not seen before its end, so bytes are counted."""
-        is_first_read = self._raw_head_size < 0
+        """Called after each feed that ended inside a head. A value is not seen before its end, so bytes are counted."""
+        is_first_feed = self._raw_head_size < 0
         self._raw_head_size += self._read_size
         if self._raw_head_size > self.limits.max_head_bytes:
             self._stop_input(self._head_too_large())
-        elif is_first_read and self._current is None:
+        elif is_first_feed and self._current is None:
             self._deadline = self._loop.time() + self.limits.head_timeout_s
 
     def _head_too_large(self) -> HeadersTooLarge:
@@ -291,21 +282,33 @@ class Http1Connection(asyncio.Protocol):
             f"The request headers are over the limit of {limits.max_head_bytes} bytes or {limits.max_headers} headers."
         )
 
-    def _check_head(self, version: str, method: bytes) -> None:
-        if self._head_size > self.limits.max_head_bytes or self._num_headers > self.limits.max_headers:
+    def _take_headers(self) -> dict[bytes, bytes]:
+        fields, limits = self._fields, self.limits
+        if len(fields) > limits.max_headers:
             raise self._head_too_large()
+        if self._raw_head_size >= 0 and sum(len(name) + len(value) for name, value in fields) > limits.max_head_bytes:
+            raise self._head_too_large()
+        headers: dict[bytes, bytes] = {}
+        for field, value in fields:
+            name = field.lower()
+            if name not in headers:
+                headers[name] = value
+            elif name in SINGULAR_HEADERS:
+                raise InvalidRequest(f"The header {name.decode()} may be given once only.")
+        return headers
+
+    def _check_head(self, version: str, method: bytes, headers: dict[bytes, bytes]) -> None:
         if version not in ("1.1", "1.0"):
             raise InvalidRequest(f"HTTP/{version} is not spoken on this connection.")
-        if version == "1.1" and b"host" not in self._headers:
+        if version == "1.1" and b"host" not in headers:
             raise InvalidRequest("A request needs a Host header.")
         if method == b"CONNECT":
             raise InvalidRequest("CONNECT is for proxies, and this is none.")
-        coding = self._headers.get(b"transfer-encoding")
+        coding = headers.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             raise InvalidRequest("The only transfer coding understood here is 'chunked', of HTTP/1.1.")
 
-    def _open_body(self, exchange: Http1Exchange) -> None:
-        headers = self._headers
+    def _open_body(self, exchange: Http1Exchange, headers: dict[bytes, bytes]) -> None:
         self._incoming = exchange
         self._raw_body_size = -self._read_size  # the read that holds the end of the head counts for neither
         length = headers.get(b"content-length")
@@ -314,15 +317,15 @@ class Http1Connection(asyncio.Protocol):
         if b"expect" in headers:
             exchange.expects_continue = headers[b"expect"].lower() == b"100-continue"
         if self._parser.should_upgrade():
-            self._prepare_declined_upgrade(length)
+            self._prepare_declined_upgrade(headers)
 
     # An upgrade (h2c, websocket) may be ignored, but the parser takes what follows such a head for another protocol,
     # body included. To get the body parsed as what it is, it is given to the parser again behind a head of our own.
 
-    def _prepare_declined_upgrade(self, length: bytes | None) -> None:
-        if length is not None:
-            self._body_framing = b"POST / HTTP/1.1\r\ncontent-length: %b\r\n\r\n" % length
-        elif b"transfer-encoding" in self._headers:
+    def _prepare_declined_upgrade(self, headers: dict[bytes, bytes]) -> None:
+        if b"content-length" in headers:
+            self._body_framing = b"POST / HTTP/1.1\r\ncontent-length: %b\r\n\r\n" % headers[b"content-length"]
+        elif b"transfer-encoding" in headers:
             self._body_framing = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 
     def _decline_upgrade(self) -> None:
