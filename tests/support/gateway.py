@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support.server import Server
-
-STOP_TIMEOUT_S = 60.0  # bounds a failure; a stop without running requests takes a fraction of a second
 
 
 class Gateway(Server):
@@ -21,10 +19,11 @@ class Gateway(Server):
     program = "dynamo-frontend"
     model = "demo"
 
-    def __init__(self, *flags: str, mock_workers: int = 1) -> None:
+    def __init__(self, *flags: str, mock_workers: int = 1, environment: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._flags = flags
         self._mock_workers = mock_workers
+        self._environment = dict(environment or {})
         self.base_url = ""
 
     def arguments(self) -> list[str]:
@@ -37,11 +36,14 @@ class Gateway(Server):
             *self._flags,
         ]
 
+    def environment(self) -> dict[str, str]:
+        return self._environment
+
     def is_ready(self, output: str) -> bool:
         if (listening := re.search(r"listening on (http://\S+)", output)) is None:
             return False
         self.base_url = listening[1]
-        models = self._models()
+        models = self.models()
         return models is not None and (not self._mock_workers or self.model in models)
 
     @property
@@ -51,24 +53,25 @@ class Gateway(Server):
         assert url.port is not None
         return url.hostname, url.port
 
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
     def close(self) -> None:
         """Ask first: a supervisor that is killed outright leaves its children to notice by themselves."""
-        if self._process is not None:
-            self.signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        self.stop()
         super().close()
 
-    def _models(self) -> set[str] | None:
+    def models(self) -> set[str] | None:
         """None while nobody answers."""
+        answer = self.get("/v1/models")
+        return None if answer is None else {model["id"] for model in answer["data"]}
+
+    def instances(self) -> set[int]:
+        """Workers of all models, as one acceptor knows them."""
+        answer = self.get("/health")
+        return set() if answer is None else {instance["instance_id"] for instance in answer["instances"]}
+
+    def get(self, path: str) -> Any:
+        """The JSON of a 200, from whichever acceptor takes a new connection; None where there is no answer."""
         try:
-            with urllib.request.urlopen(f"{self.base_url}/v1/models", timeout=10) as answer:
-                return {model["id"] for model in json.load(answer)["data"]}
+            with urllib.request.urlopen(self.base_url + path, timeout=10) as answer:
+                return json.load(answer)
         except (OSError, urllib.error.URLError):
             return None

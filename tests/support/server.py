@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Self
 
 START_TIMEOUT_S = 60.0  # bounds a failure; a start takes a fraction of a second
+STOP_TIMEOUT_S = 60.0  # bounds a failure; a stop without running requests takes a fraction of a second
+PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def free_port() -> int:
@@ -21,6 +26,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """In a child before exec: whatever ends the tests, the server does not outlive them."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server(ABC):
@@ -33,6 +43,13 @@ class Server(ABC):
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        return [str(Path(sys.executable).parent / self.program)]
+
+    def environment(self) -> dict[str, str]:
+        """Variables on top of our own."""
+        return {}
+
     @abstractmethod
     def arguments(self) -> list[str]: ...
 
@@ -42,15 +59,36 @@ class Server(ABC):
     def start(self) -> None:
         """Returns when the server is ready; raises with the server's own output when it is not in time."""
         offset = self._log.stat().st_size if self._log.exists() else 0
-        binary = Path(sys.executable).parent / self.program
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([str(binary), *self.arguments()], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [*self.command(), *self.arguments()],
+                env=os.environ | self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.is_ready(output := self._log.read_bytes()[offset:].decode(errors="replace")):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"{self.program} did not get ready:\n{output}")
             time.sleep(0.02)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """Ask it to end, and wait for that."""
+        if self._process is None:
+            return
+        self.signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
