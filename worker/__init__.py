@@ -28,6 +28,7 @@ from dynamo.worker.runtime import (
     DistributedRuntime,
     Endpoint,
     Namespace,
+    RuntimeClosed,
     dynamo_endpoint,
     dynamo_worker,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ModelRuntimeConfig",
     "ModelType",
     "Namespace",
+    "RuntimeClosed",
     "ServingConfig",
     "StreamIncomplete",
     "Unknown",

@@ -55,6 +55,13 @@ class ServingConfig(Config):
         help="Seconds that running requests may take to finish at shutdown.",
     )
 
+    def __post_init__(self) -> None:
+        """Values may come from a caller as well as from flags, so choices are checked here too."""
+        super().__post_init__()
+        for name, (_field, opt, _kind) in self.options().items():
+            if opt.choices and (value := getattr(self, name)) not in opt.choices:
+                raise ConfigError(f"{name} must be one of {', '.join(opt.choices)}, not {value!r}")
+
     @property
     def host(self) -> str | None:
         """Where to listen; None means the routable address of this host."""
@@ -130,15 +137,12 @@ class WorkerConfig(ServingConfig):
 
     def _converted(self, name: str, value: Any) -> Any:
         try:
-            _field, opt, kind = self.options()[name]
-            converted = msgspec.convert(value, kind)
+            _field, _option, kind = self.options()[name]
+            return msgspec.convert(value, kind)
         except KeyError:
             raise ConfigError(f"options on stdin: {name!r} is not an option of the worker") from None
         except msgspec.ValidationError as error:
             raise ConfigError(f"options on stdin: {name}: {error}") from None
-        if opt.choices and converted not in opt.choices:
-            raise ConfigError(f"options on stdin: {name}: expected one of {', '.join(opt.choices)}")
-        return converted
 
 
 def serving_config(overrides: dict[str, Any], environ: Mapping[str, str] = os.environ) -> ServingConfig:

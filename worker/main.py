@@ -27,7 +27,7 @@ from dynamo.worker.made_up_text import words_of
 from dynamo.worker.mocker import GenerateItem, MockerEngine
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
 from dynamo.worker.register import register_model
-from dynamo.worker.runtime import DistributedRuntime
+from dynamo.worker.runtime import DistributedRuntime, RuntimeClosed
 from dynamo.worker.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ async def serve(config: WorkerConfig) -> None:
         logger.info("serving %s at %s", config.served_name, config.endpoint)
         _tell_ready(config.ready_fd)
         await runtime.closed.wait()
+    except RuntimeClosed:
+        logger.info("asked to end before the start was over")
     finally:
         await runtime.wait_closed()
 

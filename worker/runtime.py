@@ -36,6 +36,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class RuntimeClosed(Exception):
+    """Asked of a runtime that was shut down."""
+
+
 class DistributedRuntime:
     """One per process. The variables of `ServingConfig` fill in what the arguments leave open."""
 
@@ -61,11 +65,17 @@ class DistributedRuntime:
     async def open(self) -> None:
         """Take the lease and listen; done by itself when the first endpoint is served or the first model registered.
 
-        Raises DiscoveryError when the store cannot be reached, OSError when the address cannot be bound.
+        Raises DiscoveryError when the store cannot be reached, OSError when the address cannot be bound, RuntimeClosed
+        when `shutdown` came first.
         """
+        if self._closing is not None:
+            raise RuntimeClosed("the runtime has been shut down")
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
-        await asyncio.shield(self._opening)
+        await asyncio.wait([self._opening])
+        if self._opening.cancelled():
+            raise RuntimeClosed("the runtime was shut down before it was open")
+        self._opening.result()
 
     async def _open(self) -> None:
         await self._discovery.open()
@@ -102,6 +112,7 @@ class DistributedRuntime:
     async def _close(self) -> None:
         try:
             if self._opening is not None:
+                self._opening.cancel()
                 await asyncio.wait([self._opening])
             await self._withdraw_all()
             for endpoint in self._endpoints:
@@ -230,10 +241,14 @@ class Endpoint:
 
     async def unregister_endpoint_instance(self) -> None:
         """Leave discovery without ending to serve, as a sleeping worker does."""
+        if self._instance is None:
+            return
         await self.runtime.withdraw(INSTANCES, self.key())
 
     def refuse(self) -> None:
         """Take no further requests."""
+        if self._instance is None:
+            return
         self.runtime.detach(self._path, cancel=not self._waits_for_running)
 
 

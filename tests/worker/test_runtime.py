@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 
+from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
 from dynamo.shared.discovery.mem import MemDiscovery
 from dynamo.shared.protocol import Instance, ModelDeploymentCard
@@ -21,12 +22,14 @@ from dynamo.worker import (
     ModelInput,
     ModelRuntimeConfig,
     ModelType,
+    RuntimeClosed,
     ServingConfig,
     WorkerType,
     dynamo_worker,
     register_llm,
     unregister_llm,
 )
+from tests.support.server import free_port
 from tests.worker.frontend import open_frontend
 from tests.worker.serving import ENDPOINT, serving
 
@@ -285,6 +288,24 @@ def test_endpoints_have_three_parts() -> None:
             runtime.endpoint(path)
     with pytest.raises(RuntimeError, match="no identity yet"):
         runtime.endpoint(ENDPOINT).connection_id()
+
+
+async def test_a_shutdown_ends_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCD_ENDPOINTS", f"http://127.0.0.1:{free_port()}")  # nobody there
+    runtime = DistributedRuntime(discovery_backend="etcd")
+    opening = asyncio.create_task(runtime.open())
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        await runtime.wait_closed()
+        with pytest.raises(RuntimeClosed):
+            await opening
+    with pytest.raises(RuntimeClosed):
+        await runtime.endpoint(ENDPOINT).serve_endpoint(silence)
+
+
+def test_a_plane_that_is_not_spoken() -> None:
+    with pytest.raises(ConfigError, match="request_plane must be one of tcp"):
+        DistributedRuntime(discovery_backend="mem", request_plane="nats")
 
 
 @pytest.mark.parametrize(
