@@ -203,3 +203,34 @@ async def test_a_server_can_be_closed_before_anyone_came(serve: Serve) -> None:
     served = await serve()
     await served.server.close(grace_s=1.0)
     await until(lambda: served.server.num_connections == 0)
+
+
+async def test_a_slow_reader_behind_tls_stops_the_writer(serve: Serve, certificate: Certificate) -> None:
+    served = await serve(tls=certificate.server_context(), stall_timeout_s=0.5)
+    client = await served.connect(limit=1024, ssl=certificate.client_context, server_hostname="localhost")
+    client.send(b"GET /flood HTTP/1.1\r\nhost: a\r\n\r\n")
+    await served.app.unwritable.wait()
+    served.app.unwritable.clear()
+    for _ in range(400):
+        await client.reader.read(65536)
+    await served.app.unwritable.wait()
+    await served.app.disconnected.wait()  # for it reads no more
+    await served.app.left.wait()
+    await until(lambda: not served.server.num_connections)
+
+
+async def test_a_refusal_behind_tls_can_be_read(serve: Serve, certificate: Certificate) -> None:
+    served = await serve(tls=certificate.server_context(), max_body_bytes=4)
+    client = await served.connect(ssl=certificate.client_context, server_hostname="localhost")
+    client.send(POST)
+    assert (await client.answer()).status == 413
+    await client.close()
+    await until(lambda: not served.server.num_connections)
+
+
+async def test_what_is_not_tls_is_dropped(serve: Serve, certificate: Certificate) -> None:
+    served = await serve(tls=certificate.server_context())
+    client = await served.connect()
+    client.send(EARLY)
+    await client.reader.read()
+    assert served.app.num_entered == 0
