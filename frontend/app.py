@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,7 +36,8 @@ log = logging.getLogger("dynamo.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _MODELS = "/v1/models/"
 
-Handler = Callable[[Exchange, HeaderBlock], Awaitable[None]]
+Handler = Callable[[Exchange, HeaderBlock, str], Awaitable[None]]
+"""(exchange, headers every answer to it carries, id of the request)"""
 
 
 class App:
@@ -58,8 +60,8 @@ class App:
         self._overload_status_code = overload_status_code
         chat, completions = ChatMouth(), CompletionMouth()
         self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/chat/completions": {"POST": lambda exchange, headers: inference.serve(exchange, headers, chat)},
-            "/v1/completions": {"POST": lambda exchange, headers: inference.serve(exchange, headers, completions)},
+            "/v1/chat/completions": {"POST": partial(inference.serve, chat)},
+            "/v1/completions": {"POST": partial(inference.serve, completions)},
             "/v1/models": {"GET": self._list_models},
             "/health": {"GET": self._health},
             "/live": {"GET": self._live},
@@ -67,12 +69,13 @@ class App:
         }
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Every answer carries `x-request-id`: the client's own if it is a sane one."""
+        """Every answer carries `x-request-id`: the client's own if it is a sane one, else ours."""
+        request_id = fresh_uuid()
         given = exchange.header("x-request-id")
-        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else fresh_uuid()
-        headers = b"x-request-id: %b\r\n" % request_id.encode()
+        shown = given if given is not None and _REQUEST_ID.fullmatch(given) else request_id
+        headers = b"x-request-id: %b\r\n" % shown.encode()
         try:
-            await self._handler(exchange)(exchange, headers)
+            await self._handler(exchange)(exchange, headers, request_id)
         except ClientDisconnected:
             raise
         except DynamoError as error:
@@ -106,10 +109,10 @@ class App:
 
     # ---- models
 
-    async def _list_models(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _list_models(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         exchange.respond(200, JSON + headers, models_response(self._entries()))
 
-    async def _model(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _model(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         name = exchange.path.removeprefix(_MODELS)
         for entry in self._entries():
             if entry.id == name:
@@ -119,7 +122,7 @@ class App:
             raise ModelNotReady(f"The model {name!r} is registered but not ready; {_MODELS}{name}/ready says why.")
         raise ModelNotFound(name)
 
-    async def _model_ready(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _model_ready(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         name = exchange.path.removeprefix(_MODELS).removesuffix("/ready")
         exchange.respond(200, JSON + headers, msgspec.json.encode(self._models.readiness(name)))
 
@@ -131,10 +134,10 @@ class App:
 
     # ---- probes
 
-    async def _live(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _live(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         exchange.respond(200, JSON + headers, b'{"status":"live","message":"Service is live"}')
 
-    async def _health(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _health(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         """200 with or without workers, as 1.6.1; 503 while draining. `router` says whether placement is by the
         router."""
         is_draining = self._inference.is_draining
@@ -147,7 +150,7 @@ class App:
         }
         exchange.respond(503 if is_draining else 200, JSON + headers, json.dumps(body).encode())
 
-    async def _metrics(self, exchange: Exchange, headers: HeaderBlock) -> None:
+    async def _metrics(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         self._save_metrics()
         body = render(self._metrics_directory)
         exchange.respond(200, b"content-type: %b\r\n" % CONTENT_TYPE.encode() + headers, body)

@@ -165,6 +165,12 @@ class EngineStream:
             self._error = error
             self._wake()
 
+    def __enter__(self) -> EngineStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Nobody wants more. Safe at any time and more than once."""
         self._server.forget(self)

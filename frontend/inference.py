@@ -10,7 +10,6 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import Any
 
-from dynamo.frontend.engine_client import fresh_uuid
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
 from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
 from dynamo.frontend.openai import GenerateRequest
@@ -51,9 +50,9 @@ class Inference:
         self.num_active = 0
         self.is_draining = False
 
-    async def serve(self, exchange: Exchange, headers: HeaderBlock, mouth: Mouth[Any]) -> None:
+    async def serve(self, mouth: Mouth[Any], exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
         """Answers, or raises the DynamoError that is to be the answer."""
-        record = RequestRecord(fresh_uuid(), mouth.endpoint, perf_counter())
+        record = RequestRecord(request_id, mouth.endpoint, perf_counter())
         _cancel_on_disconnect(exchange)
         self.num_active += 1
         try:
@@ -83,7 +82,7 @@ class Inference:
         if self.num_active > self._max_concurrent_requests:
             raise Overloaded(f"This gateway already serves {self._max_concurrent_requests} requests; try again.")
         content_type = exchange.header("content-type")
-        if content_type is None or not _JSON_TYPE.fullmatch(content_type):
+        if content_type != "application/json" and not _JSON_TYPE.fullmatch(content_type or ""):
             raise UnsupportedMediaType(f"The content-type must be application/json, not {content_type or 'missing'}.")
 
     def _note_unknown(self, names: tuple[str, ...]) -> None:

@@ -80,7 +80,7 @@ def raise_fd_limit(target: int) -> None:
 
 def describe_children(config: FrontendConfig, run_dir: RunDir, listeners: list[socket.socket]) -> list[Stage]:
     """In the order of stopping: acceptors finish their requests while workers and router are still there."""
-    environ = {"PROMETHEUS_MULTIPROC_DIR": str(run_dir.metrics)}
+    environ = {"DYN_METRICS_DIR": str(run_dir.metrics)}
     if config.discovery_backend == "mem":  # the children share no memory: a private store on files, gone with this run
         config = dataclasses.replace(config, discovery_backend="file")
         environ["DYN_FILE_KV"] = str(run_dir.store)

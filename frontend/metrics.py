@@ -68,8 +68,14 @@ class RequestRecord(Struct):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int | None = None
-    num_attempts: int = 0
+    num_attempts: int = 0  # of all choices together
+    num_choices: int = 1
     instance_id: int = 0
+
+    def note_placed(self, now: float, instance_id: int) -> None:
+        self.placed_at = now
+        self.num_attempts += 1
+        self.instance_id = instance_id
 
     def note_tokens(self, now: float, num_tokens: int) -> None:
         if not self.first_token_at:
@@ -213,8 +219,8 @@ class FrontendMetrics:
         of_model.tokens_in.inc(record.num_prompt_tokens)
         if record.placed_at:
             self._route.observe(record.placed_at - record.prepared_at)
-        if record.num_attempts > 1:
-            self.retries.labels().inc(record.num_attempts - 1)
+        if record.num_attempts > record.num_choices:
+            self.retries.labels().inc(record.num_attempts - record.num_choices)
         if record.first_token_at:
             self._observe_output(of_model, record)
 

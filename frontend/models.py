@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -33,18 +34,30 @@ class Loading(Struct):
     """A card on its way: `task` ends with the model or raises ModelLoadError. `created` is in Unix seconds."""
 
     card: ModelDeploymentCard
-    task: asyncio.Future[Model]
+    kinds: frozenset[str]  # the card's model types
     created: int
+    task: asyncio.Future[Model]
+    model: Model | None = None
+    error: str | None = None
 
-    @property
-    def model(self) -> Model | None:
-        return self.task.result() if self.task.done() and not self.error else None
-
-    @property
-    def error(self) -> str | None:
-        if not self.task.done() or self.task.cancelled() or (error := self.task.exception()) is None:
-            return None
-        return str(error)
+    def settle(self, worker_set: WorkerSet, seconds: float) -> None:
+        """The task is done."""
+        if self.task.cancelled():
+            return
+        error = self.task.exception()
+        if error is None:
+            self.model = self.task.result()
+            log.info("model %r of %s is loaded (%.2f s)", worker_set.model, worker_set.key, seconds)
+            return
+        self.error = str(error)
+        is_expected = isinstance(error, ModelLoadError)
+        log.error(
+            "model %r of %s cannot be served: %s",
+            worker_set.model,
+            worker_set.key,
+            error,
+            exc_info=None if is_expected else error,
+        )
 
 
 class ModelRegistry:
@@ -74,19 +87,19 @@ class ModelRegistry:
 
         Raises ModelNotFound, and ModelNotReady when no card of it can be served or none is loaded in time.
         """
-        sets = [s for s in self._sets_by_name.get(name, ()) if kind in self._by_mdcsum[s.mdcsum].card.model_types]
+        sets = [s for s in self._sets_by_name.get(name, ()) if kind in self._by_mdcsum[s.mdcsum].kinds]
         if not sets:
             raise ModelNotFound(name)
-        for worker_set in sets:
-            if (model := self._by_mdcsum[worker_set.mdcsum].model) is not None:
-                return model
-        return await self._wait_for_any(name, sets)
+        if len(sets) == 1 and (model := self._by_mdcsum[sets[0].mdcsum].model) is not None:
+            return model
+        return self._draw(sets) or await self._wait_for_any(name, sets)
 
-    def of_set(self, key: str) -> Model | None:
-        """The loaded model of a worker set the router chose."""
-        worker_set = self._table.worker_sets.get(key)
-        loading = self._by_mdcsum.get(worker_set.mdcsum) if worker_set else None
-        return loading.model if loading else None
+    def _draw(self, sets: list[WorkerSet]) -> Model | None:
+        """One of the loaded models, in proportion to the workers that serve it: versions may differ by namespace."""
+        loaded = [(model, len(s.members)) for s in sets if (model := self._by_mdcsum[s.mdcsum].model) is not None]
+        if not loaded:
+            return None
+        return random.choices([m for m, _ in loaded], [max(1, members) for _, members in loaded])[0]
 
     def ready_models(self) -> list[tuple[str, Model, int]]:
         """(name, model, Unix time it appeared), aliases too, of all that can be asked now; sorted by name."""
@@ -156,8 +169,8 @@ class ModelRegistry:
         card = msgspec.json.decode(worker_set.card, type=ModelDeploymentCard)
         started = time.monotonic()
         task = self._loop.run_in_executor(self._executor, self._load, card, worker_set.mdcsum)
-        self._by_mdcsum[worker_set.mdcsum] = Loading(card, task, int(time.time()))
-        task.add_done_callback(lambda done: _report(done, worker_set, time.monotonic() - started))
+        loading = self._by_mdcsum[worker_set.mdcsum] = Loading(card, card.model_types, int(time.time()), task)
+        task.add_done_callback(lambda _task: loading.settle(worker_set, time.monotonic() - started))
 
     def _index(self) -> dict[str, list[WorkerSet]]:
         index: dict[str, list[WorkerSet]] = {}
@@ -180,15 +193,3 @@ class ModelRegistry:
                 return entry.model
         reason = next((entry.error for entry in loading if entry.error), f"it is not loaded after {LOAD_WAIT_S:g} s")
         raise ModelNotReady(f"The model {name!r} is registered but cannot be served: {reason}")
-
-
-def _report(task: asyncio.Future[Model], worker_set: WorkerSet, seconds: float) -> None:
-    if task.cancelled():
-        return
-    error = task.exception()
-    if error is None:
-        log.info("model %r of %s is loaded (%.2f s)", worker_set.model, worker_set.key, seconds)
-    elif isinstance(error, ModelLoadError):
-        log.error("model %r of %s cannot be served: %s", worker_set.model, worker_set.key, error)
-    else:
-        log.error("model %r of %s cannot be served", worker_set.model, worker_set.key, exc_info=error)

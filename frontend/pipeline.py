@@ -12,13 +12,14 @@ from contextlib import aclosing
 from time import perf_counter
 
 from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
+from dynamo.frontend.engine_stream import EngineStream
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
 from dynamo.frontend.postprocess import Delta, make_choice
 from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
 from dynamo.frontend.router_client import PlacementWish, RouterClient
-from dynamo.shared.errors import CannotConnect, ModelNotReady, WorkerError
+from dynamo.shared.errors import CannotConnect, WorkerError
 from dynamo.shared.messages import Placed
 from dynamo.shared.protocol import EngineOutput
 
@@ -55,25 +56,35 @@ class Pipeline:
         wish = PlacementWish(
             prepared.model.name,
             prepared.num_tokens,
+            mdcsum=prepared.model.mdcsum,
             instance_id=prepared.routing.backend_instance_id,
             dp_rank=prepared.routing.dp_rank,
         )
-        for attempt in range(1, MAX_DISPATCH_ATTEMPTS + 1):
+        is_answered = False
+        while not is_answered:
             async with self._router.place(wish) as placed:
-                record.placed_at = perf_counter()
-                record.num_attempts, record.instance_id = attempt, placed.instance_id
+                record.note_placed(perf_counter(), placed.instance_id)
                 try:
-                    async with aclosing(self._answer(placed, prepared, record)) as deltas:
-                        async for delta in deltas:
-                            yield delta
-                    return
+                    with await self._open(placed, prepared, record) as stream:
+                        answer = Answer(prepared)
+                        async for outputs in stream:  # all that has arrived since the last look: one delta
+                            delta = answer.push(outputs)
+                            stream.is_ending = answer.is_ended_by_worker
+                            if delta.num_tokens:
+                                record.note_tokens(perf_counter(), delta.num_tokens)
+                            if answer.is_over:
+                                break
+                            if delta.text or delta.logprobs:
+                                yield delta
+                        else:
+                            delta = answer.finish()
+                    is_answered = True
                 except WorkerError as error:
                     self._note_failure(placed.instance_id, error)
-                    if not isinstance(error, CannotConnect | WorkerAtCapacity) or attempt == MAX_DISPATCH_ATTEMPTS:
+                    if not self._may_ask_another(wish, placed, error):
                         raise
-                    if set(wish.excluded) >= self._others(placed):
-                        raise
-                    wish.excluded.append(placed.instance_id)
+        record.note_cached(answer.num_cached_tokens)
+        yield delta
 
     async def generate_all(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
         """The deltas of several choices as they come; `Delta.index` says whose."""
@@ -100,30 +111,19 @@ class Pipeline:
 
     # ---- one attempt
 
-    async def _answer(self, placed: Placed, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
+    async def _open(self, placed: Placed, prepared: Prepared, record: RequestRecord) -> EngineStream:
         worker = self._router.table.workers.get(placed.instance_id)
         if worker is None:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
-        if (model := self._models.of_set(placed.worker_set)) is not None and model.mdcsum != prepared.model.mdcsum:
-            raise ModelNotReady(f"The model {prepared.model.name!r} is being replaced by another version; try again.")
-        stream = await self._engine.generate(worker, record.request_id, prepared.wire_request(worker.codec))
-        try:
-            answer = Answer(prepared)
-            async for outputs in stream:  # what has arrived since the last look becomes one delta
-                delta = answer.push(outputs)
-                stream.is_ending = answer.is_ended_by_worker
-                if delta.num_tokens:
-                    record.note_tokens(perf_counter(), delta.num_tokens)
-                if answer.is_over:
-                    record.note_cached(answer.num_cached_tokens)
-                    yield delta
-                    return
-                if delta.text or delta.logprobs:
-                    yield delta
-            record.note_cached(answer.num_cached_tokens)
-            yield answer.finish()
-        finally:
-            stream.close()
+        return await self._engine.generate(worker, record.request_id, prepared.wire_request(worker.codec))
+
+    def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
+        """After a failure that left the request unbegun, while there are workers it was not offered to."""
+        wish.excluded.append(placed.instance_id)
+        if not isinstance(error, CannotConnect | WorkerAtCapacity) or len(wish.excluded) >= MAX_DISPATCH_ATTEMPTS:
+            return False
+        worker_set = self._router.table.worker_sets.get(placed.worker_set)
+        return worker_set is not None and not set(worker_set.members) <= set(wish.excluded)
 
     async def _feed(
         self,
@@ -141,11 +141,6 @@ class Pipeline:
         except Exception as error:  # the top of this task; the consumer raises it in the request's own
             await queue.put(error)
 
-    def _others(self, placed: Placed) -> set[int]:
-        """Workers of the same set besides the one just tried."""
-        worker_set = self._router.table.worker_sets.get(placed.worker_set)
-        return set(worker_set.members) - {placed.instance_id} if worker_set else set()
-
     def _note_failure(self, instance_id: int, error: WorkerError) -> None:
         log.warning("worker %x: %s", instance_id, error)
         if error.is_suspect:
@@ -155,7 +150,9 @@ class Pipeline:
         """Every choice is a generation of its own: few engines behind Dynamo answer more than one of `n`."""
         record.prepared_at = perf_counter()
         record.num_prompt_tokens = sum(prepared.num_tokens for prepared in prompts)
-        return [choice for prepared in prompts for choice in prepared.choices()]
+        batch = [choice for prepared in prompts for choice in prepared.choices()]
+        record.num_choices = len(batch)
+        return batch
 
 
 class Answer:

@@ -40,18 +40,21 @@ PLACE_TIMEOUT_S = 2.0  # a router that takes longer counts as hung: place locall
 class PlacementWish:
     """What the router needs to know to choose a worker for one request."""
 
-    __slots__ = ("block_hashes", "dp_rank", "excluded", "instance_id", "model", "num_tokens")
+    __slots__ = ("block_hashes", "dp_rank", "excluded", "instance_id", "mdcsum", "model", "num_tokens")
 
     def __init__(
         self,
         model: str,
         num_tokens: int,
+        *,
+        mdcsum: str = "",
         block_hashes: bytes = b"",
         instance_id: int | None = None,
         dp_rank: int | None = None,
     ) -> None:
         self.model = model
         self.num_tokens = num_tokens
+        self.mdcsum = mdcsum
         self.block_hashes = block_hashes
         self.instance_id = instance_id
         self.dp_rank = dp_rank
@@ -153,7 +156,7 @@ class RouterClient:
                 self._num_active[instance_id] = left
             else:
                 del self._num_active[instance_id]
-        self._channel.send(Free(request_id))
+        self._channel.send_soon(Free(request_id))
 
     async def _ask_router(self, request_id: int, wish: PlacementWish) -> Placed | None:
         """None: the router is gone, hung, or not taking messages."""
@@ -165,6 +168,7 @@ class RouterClient:
             wish.excluded,
             wish.instance_id,
             wish.dp_rank,
+            wish.mdcsum,
         )
         if not self._channel.send(message):
             return None
@@ -190,6 +194,8 @@ class RouterClient:
         sets = [s for s in self.table.worker_sets.values() if s.model == wish.model and s.worker_type != "prefill"]
         if not sets:
             raise ModelNotFound(wish.model)
+        if wish.mdcsum:
+            sets = [s for s in sets if s.mdcsum == wish.mdcsum]
         pairs = [(instance_id, s.key) for s in sets for instance_id in self.table.routable(s)]
         if wish.instance_id is not None:
             pairs = [pair for pair in pairs if pair[0] == wish.instance_id]

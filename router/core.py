@@ -208,6 +208,8 @@ class Router:
             return _refused(place, "model_not_found", f"The model {place.model!r} is not registered with this gateway.")
         if not self._has_enough_workers:
             return _refused(place, "model_not_ready", "The gateway is waiting for its first workers.")
+        if place.mdcsum:
+            sets = [live for live in sets if live.leader.mdcsum == place.mdcsum]
         if not sets:
             return _refused(
                 place, "model_not_ready", f"The model {place.model!r} is not ready: workers it needs are missing."

@@ -98,7 +98,7 @@ class RouterServer:
 
 def _metrics() -> RouterMetrics | None:
     """Only a replica's supervisor names the directory where somebody looks for them."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    directory = os.environ.get("DYN_METRICS_DIR")
     return RouterMetrics(Registry(Path(directory), "router")) if directory else None
 
 

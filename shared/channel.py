@@ -28,6 +28,7 @@ MAX_MESSAGE_BYTES = 64 << 20  # inbound to the router, whose port may be reachab
 HIGH_WATER_MARK = 1_000  # ZeroMQ messages, that is turns
 HEARTBEAT_MS = 1_000  # how often ZeroMQ pings a silent peer
 HEARTBEAT_TIMEOUT_MS = 5_000
+SOON_S = 0.002
 FAREWELL_MS = 100  # how long `close` may wait for the last batch to leave
 
 _POLLIN = int(zmq.POLLIN)
@@ -216,6 +217,7 @@ class DealerChannel(Channel):
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._pending: list[AcceptorMessage] = []
+        self._is_soon_scheduled = False
         for name, value in ((zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, 50), (zmq.RECONNECT_IVL_MAX, 500)):
             self._socket.setsockopt(name, value)
         self._monitor = _ConnectionMonitor(self._socket, self._loop, self._note_connection)
@@ -236,6 +238,21 @@ class DealerChannel(Channel):
         if not self._is_turn_scheduled:
             self._schedule_turn()
         return True
+
+    def send_soon(self, message: AcceptorMessage) -> bool:
+        """As `send`, for what nobody waits for: it leaves with the next message, at the latest after SOON_S."""
+        if not self.is_connected or len(self._pending) >= MAX_PENDING:
+            return False
+        self._pending.append(message)
+        if not self._is_turn_scheduled and not self._is_soon_scheduled:
+            self._is_soon_scheduled = True
+            self._loop.call_later(SOON_S, self._soon)
+        return True
+
+    def _soon(self) -> None:
+        self._is_soon_scheduled = False
+        if self._pending:
+            self._schedule_turn()
 
     def _receive(self) -> None:
         try:

@@ -62,7 +62,8 @@ class Hello(Wire, tag=1, frozen=True):
 class Place(Wire, tag=2, frozen=True):
     """Ask for a worker. `request_id` is unique within the acceptor's incarnation. `block_hashes` are packed u64 LE
     sequence hashes, empty unless the mode is kv. `excluded` were tried already. `instance_id` and `dp_rank` pin the
-    choice."""
+    choice. `mdcsum` names the card that the prompt was made for: only sets that go by it are asked; "" asks any.
+    """
 
     request_id: int
     model: str
@@ -71,6 +72,7 @@ class Place(Wire, tag=2, frozen=True):
     excluded: list[int] = []
     instance_id: int | None = None
     dp_rank: int | None = None
+    mdcsum: str = ""
 
 
 class Free(Wire, tag=3, frozen=True):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import cast
 
 import msgspec
 
 from dynamo.shared.framing import FrameTooLarge, RequestDecoder, TwoPartDecoder, encode_ack
+from dynamo.shared.network import routable_host
 from dynamo.shared.protocol import CallHome, ControlMessage
 from dynamo.worker.call_home import Call, Handler, serve_call
 from dynamo.worker.codec import CODECS
@@ -190,14 +190,3 @@ def _check(control: ControlMessage, home: CallHome) -> None:
         raise RequestRefused(f"payload codec {control.payload_codec!r}: use one of {', '.join(CODECS)}")
     if home.context != control.id:
         raise RequestRefused(f"connection info is for request {home.context}, not {control.id}")
-
-
-def routable_host() -> str:
-    """The address this host would use to reach others; loopback when it has no route."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1; connecting a datagram socket sends nothing
-        except OSError:
-            logger.warning("no route to other hosts: advertising 127.0.0.1; set DYN_TCP_RPC_HOST to another address")
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])

@@ -51,7 +51,7 @@ class ScriptedRouter:
         self._news.set()
 
     def say(self, message: Welcome | TableDelta | Placed | Refused) -> None:
-        self.channel.send(self._peer, message)
+        self.channel.send(self._peer, [message])
 
     async def hear(self, kind: type[AcceptorMessage]) -> AcceptorMessage:
         """The first message of a kind, waiting for it if need be."""

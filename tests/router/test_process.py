@@ -58,7 +58,7 @@ class RouterProcess:
                 stdin=subprocess.PIPE,
                 stderr=log,
                 pass_fds=(writable,),
-                env=os.environ | {"DYN_FILE_KV": str(self.store), "PROMETHEUS_MULTIPROC_DIR": str(self.metrics)},
+                env=os.environ | {"DYN_FILE_KV": str(self.store), "DYN_METRICS_DIR": str(self.metrics)},
             )
         os.close(writable)
         assert self.process.stdin is not None
