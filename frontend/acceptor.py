@@ -16,7 +16,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import setproctitle
@@ -43,9 +43,13 @@ from dynamo.shared.log import configure_logging
 from dynamo.shared.metrics import Registry
 from dynamo.shared.network import routable_host
 
+if TYPE_CHECKING:
+    from dynamo.frontend.server.granian import GranianServer
+
 log = logging.getLogger("dynamo.acceptor")
 
 METRICS_INTERVAL_S = 1.0
+FIRST_TABLE_WAIT_S = 10.0  # then probes at least deserve an answer
 MAX_CONNECTIONS = 65_536
 
 
@@ -90,14 +94,21 @@ class Acceptor:
             metrics_directory,
             config.overload_status_code,
         )
-        self._server = NativeServer(
-            app, socket.socket(fileno=own.listen_fd), _http_limits(config), error_body, _tls(config)
-        )
+        self._server = _http_server(config, app, socket.socket(fileno=own.listen_fd))
 
     async def start(self) -> None:
         await self._responses.start()
+        await self._await_table()
         await self._server.start()
         self._save_metrics_now_and_then()
+
+    async def _await_table(self) -> None:
+        """Connections may be waiting already, left by a predecessor: to them, no table yet would look like no model."""
+        try:
+            async with asyncio.timeout(FIRST_TABLE_WAIT_S):
+                await self._router.first_table()
+        except TimeoutError:
+            log.warning("no router answers after %g s; serving without a model until one does", FIRST_TABLE_WAIT_S)
 
     async def drain(self) -> None:
         """Refuse what is new, finish what runs, for as long as the config allows."""
@@ -160,10 +171,14 @@ def _http_limits(config: FrontendConfig) -> Limits:
     )
 
 
-def _tls(config: FrontendConfig) -> Any:
-    if config.tls_cert_path is None or config.tls_key_path is None:
-        return None
-    return tls_context(config.tls_cert_path, config.tls_key_path)
+def _http_server(config: FrontendConfig, app: App, sock: socket.socket) -> NativeServer | GranianServer:
+    pair = (config.tls_cert_path, config.tls_key_path) if config.tls_cert_path and config.tls_key_path else None
+    limits = _http_limits(config)
+    if config.http_server == "granian":
+        from dynamo.frontend.server.granian import GranianServer
+
+        return GranianServer(app, sock, limits, error_body, pair)
+    return NativeServer(app, sock, limits, error_body, tls_context(*pair) if pair else None)
 
 
 # --------------------------------------------------------------------------- the process

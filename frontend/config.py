@@ -39,6 +39,12 @@ class ServingOptions(Config):
     workers: int = option(
         1, env="DYN_FRONTEND_WORKERS", minimum=1, maximum=256, help="Acceptor processes; each uses one core."
     )
+    http_server: str = option(
+        "native",
+        env="DYN_HTTP_SERVER",
+        choices=("native", "granian"),
+        help="native is cheaper and stops reading from a worker whose client is slow; granian buffers without limit.",
+    )
     tls_cert_path: str | None = option(
         None, env="DYN_TLS_CERT_PATH", help="Certificate chain (PEM) to serve HTTPS with."
     )
