@@ -36,7 +36,11 @@ def _requests(**bars: float) -> tuple[Figure, ...]:
 
 
 def _tokens(**bars: float) -> tuple[Figure, ...]:
-    return Figure("cpu_us_per_token", "CPU µs per token", bars), Figure("tokens_per_s", "tokens/s")
+    return (
+        Figure("cpu_us_per_token", "CPU µs per token", bars),
+        Figure("tokens_per_s", "tokens/s"),
+        Figure("events_per_token", "SSE events per token"),
+    )
 
 
 def _ttft(label: str, **bars: float) -> tuple[Figure, ...]:

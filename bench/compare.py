@@ -46,11 +46,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Footprint:
-    """A system alone, with the big vocabulary: from spawn to its first answer, and its memory after load."""
+    """A system alone, with the big vocabulary: spawn to first answer, and memory after that answer and after load."""
 
     start_s: float
-    rss_mb: float
-    pss_mb: float
+    started: process_tree.Memory
+    loaded: process_tree.Memory
 
 
 @dataclass
@@ -129,12 +129,12 @@ async def _footprint(plan: Plan, system: System) -> Footprint:
     prompts = Prompts(model_dir)
     with _worker(plan, model_dir, ("burst",)) as (store, _process):
         async with _serving(plan, system, store, prompts, ("burst",)) as frontend:
+            started = process_tree.memory(frontend.pid)
             for case in EXERCISE:
                 async with frontend.client(case.concurrency) as client:
                     seconds = case.seconds * plan.seconds_scale
                     await client.run(Bodies(prompts, case), tokens_out=case.tokens_out, seconds=seconds)
-            memory = process_tree.memory(frontend.pid)
-            return Footprint(frontend.start_s, memory.rss_mb, memory.pss_mb)
+            return Footprint(frontend.start_s, started, process_tree.memory(frontend.pid))
 
 
 async def _check_texts(frontend: Frontend, prompts: Prompts, model_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from bench.cases import Case
 from bench.compare import Footprint, Results
 
 DISTURBED_SHARE = 0.05
+MEMORY_FIGURES = (
+    ("RSS MB, started", "started.rss_mb"),
+    ("RSS MB, after load", "loaded.rss_mb"),
+    ("PSS MB, after load", "loaded.pss_mb"),
+)
+START_FIGURE = ("start-up s", "start_s", None)
 HEADER = ("case", "figure", "anchor's tokenizer", "ours", "anchor", "ours/anchor", "bar")
 
 
@@ -78,17 +85,15 @@ def case_rows(cases: Sequence[Case], results: Results) -> list[Row]:
 
 def footprint_rows(results: Results) -> list[Row]:
     def median(system: str, name: str) -> float | None:
-        return _median([getattr(footprint, name) for footprint in results.footprints.get(system, ())])
+        return _median([_deep(footprint, name) for footprint in results.footprints.get(system, ())])
 
-    figures = (("RSS MB", "rss_mb", 1.0), ("PSS MB", "pss_mb", None), ("start-up s", "start_s", None))
     rows = [
         Row("one acceptor", label, tokenizer, median("ours", name), median(f"anchor, {tokenizer}", name), bar)
         for tokenizer in ("default", "fastokens")
-        for label, name, bar in figures
+        for label, name, bar in (*((label, name, 1.0) for label, name in MEMORY_FIGURES), START_FIGURE)
     ]
-    for label, name in (("RSS MB", "rss_mb"), ("PSS MB", "pss_mb")):
-        rows.append(Row("each further acceptor (bar: 150 MB)", label, "", _slope(results.footprints, name), None))
-    return rows
+    further = "each further acceptor (bar: 150 MB)"
+    return rows + [Row(further, label, "", _slope(results.footprints, name), None) for label, name in MEMORY_FIGURES]
 
 
 def idle_rows(results: Results) -> list[Row]:
@@ -102,12 +107,17 @@ def idle_rows(results: Results) -> list[Row]:
 def _slope(footprints: Mapping[str, Sequence[Footprint]], name: str) -> float | None:
     """Memory that one more acceptor costs, between one acceptor and the most that were measured."""
     by_count = {
-        1 if system == "ours" else int(system.removeprefix("ours, ")): statistics.median(getattr(f, name) for f in all)
+        1 if system == "ours" else int(system.removeprefix("ours, ")): statistics.median(_deep(f, name) for f in all)
         for system, all in footprints.items()
         if system.startswith("ours")
     }
     most = max(by_count, default=1)
     return (by_count[most] - by_count[1]) / (most - 1) if most > 1 else None
+
+
+def _deep(footprint: Footprint, name: str) -> float:
+    value: float = operator.attrgetter(name)(footprint)
+    return value
 
 
 def _median(values: Sequence[float]) -> float | None:
