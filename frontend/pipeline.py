@@ -48,9 +48,10 @@ class Pipeline:
         record.model = model.name
         return self._fan_out([await prepare_completion(model, request, p) for p in request.prompts], record)
 
-    async def generate(self, prepared: Prepared, record: RequestRecord) -> AsyncGenerator[Delta, None]:
+    async def generate(self, prepared: Prepared, record: RequestRecord, call_id: str) -> AsyncGenerator[Delta, None]:
         """Deltas of one choice until it is over. A worker that has begun nothing is replaced by another, silently.
 
+        A worker knows its calls by `call_id` and confuses those that share one: no two choices may.
         Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
         """
         wish = PlacementWish(
@@ -65,7 +66,7 @@ class Pipeline:
             async with self._router.place(wish) as placed:
                 record.note_placed(perf_counter(), placed.instance_id)
                 try:
-                    with await self._open(placed, prepared, record) as stream:
+                    with await self._open(placed, prepared, call_id) as stream:
                         answer = Answer(prepared)
                         async for outputs in stream:  # all that has arrived since the last look: one delta
                             delta = answer.push(outputs)
@@ -107,15 +108,17 @@ class Pipeline:
 
     def answers(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
         """The deltas of a request, whether it has one choice or more."""
-        return self.generate(batch[0], record) if len(batch) == 1 else self.generate_all(batch, record)
+        if len(batch) == 1:
+            return self.generate(batch[0], record, record.request_id)
+        return self.generate_all(batch, record)
 
     # ---- one attempt
 
-    async def _open(self, placed: Placed, prepared: Prepared, record: RequestRecord) -> EngineStream:
+    async def _open(self, placed: Placed, prepared: Prepared, call_id: str) -> EngineStream:
         worker = self._router.table.workers.get(placed.instance_id)
         if worker is None:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
-        return await self._engine.generate(worker, record.request_id, prepared.wire_request(worker.codec))
+        return await self._engine.generate(worker, call_id, prepared.wire_request(worker.codec))
 
     def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
         """After a failure that left the request unbegun, while there are workers it was not offered to."""
@@ -133,7 +136,8 @@ class Pipeline:
         record: RequestRecord,
     ) -> None:
         try:
-            async with aclosing(self.generate(prepared, record)) as deltas:
+            call_id = f"{record.request_id}-{position}"
+            async with aclosing(self.generate(prepared, record, call_id)) as deltas:
                 async for delta in deltas:
                     delta.index = position
                     await queue.put(delta)
