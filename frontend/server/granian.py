@@ -134,12 +134,13 @@ class GranianServer:
         self._worker().serve_str(scheduler, self._loop, self._signal)
 
     async def close(self, grace_s: float) -> None:
-        """Stop accepting, let what is in flight finish for up to `grace_s`, then cut it off."""
+        """Let what is in flight finish for up to `grace_s`, then cut it off. Until nothing is in flight, the handler
+        answers who comes."""
         self.dispatcher.is_draining = True
-        self._signal.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self.dispatcher.wait_emptied()
+        self._signal.set()
         await self.dispatcher.cancel_all()
         await self._stopped.wait()
 

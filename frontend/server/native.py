@@ -28,7 +28,7 @@ class NativeServer:
         render_error: RenderError,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """`sock` listens already and stays the caller's: it is open also while this server does not accept."""
+        """`sock` listens already. It is open until `close`, also while this server does not accept."""
         self.dispatcher = Dispatcher(handle, limits, render_error)
         self.limits = limits
         self.num_accepted = 0
@@ -53,15 +53,16 @@ class NativeServer:
         self._keeper = self._loop.create_task(self._keep())
 
     async def close(self, grace_s: float) -> None:
-        """Stop accepting, let what is in flight finish for up to `grace_s`, then cut it off."""
+        """Let what is in flight finish for up to `grace_s`, then cut it off. Until nothing is in flight, who comes is
+        accepted and gets one answer of the handler, which knows better than a refused connection can tell."""
         self.dispatcher.is_draining = True
-        self._stop_listening()
-        for connection in tuple(self._connections):
-            connection.shut_down()
+        self._shut_down_connections()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self.dispatcher.wait_emptied()
+                self._refuse_connections()
                 await self._wait_connections()
+        self._refuse_connections()
         await self.dispatcher.cancel_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_S):
@@ -76,7 +77,7 @@ class NativeServer:
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)
-        if self.dispatcher.is_draining:  # accepted before the listener was closed, made after
+        if self._socket.fileno() == -1:  # accepted before that was closed, made after
             connection.shut_down()
         elif len(self._connections) >= self.limits.max_connections:
             self._stop_listening()
@@ -85,6 +86,10 @@ class NativeServer:
         self._connections.discard(connection)
         if not self._connections:
             self._emptied.set()
+
+    def _shut_down_connections(self) -> None:
+        for connection in tuple(self._connections):
+            connection.shut_down()
 
     async def _wait_connections(self) -> None:
         while self._connections:
@@ -107,6 +112,12 @@ class NativeServer:
         if listener is not None:
             listener.close()
 
+    def _refuse_connections(self) -> None:
+        """The kernel does so once nobody has the socket open."""
+        self._stop_listening()
+        self._socket.close()
+        self._shut_down_connections()
+
     # ---- time
 
     async def _keep(self) -> None:
@@ -118,7 +129,7 @@ class NativeServer:
             now = self._loop.time()
             for connection in tuple(self._connections):
                 connection.sweep(now)
-            if self._listener is None and not self.dispatcher.is_draining and self._has_room():
+            if self._listener is None and self._socket.fileno() != -1 and self._has_room():
                 await self._listen()
 
     def _has_room(self) -> bool:

@@ -151,14 +151,18 @@ async def test_a_kept_alive_connection_is_told_of_the_shutdown(serve: Serve) -> 
     closing = asyncio.create_task(served.server.close(grace_s=5.0))
     assert await idle.is_closed()
     assert await silent.is_closed()
-    assert served.server.num_accepted == 3
-    await served.connect()  # by the kernel: the listening socket is the caller's, to close or to hand on
+    late, mute = await served.connect(), await served.connect()
+    late.send(EARLY)
+    answer = await late.answer()
+    assert (answer.body, answer.headers["connection"]) == (b"early", "close")
     served.app.released.set()
     answer = await client.answer()
     assert (answer.body, answer.headers["connection"]) == (b"held", "close")
     assert await client.is_closed()
+    assert await mute.is_closed()
     await closing
-    assert served.server.num_accepted == 3
+    with pytest.raises(ConnectionRefusedError):
+        await served.connect()
 
 
 async def test_a_stream_in_flight_at_shutdown_ends_whole(serve: Serve) -> None:
