@@ -185,7 +185,7 @@ class ModelRegistry:
 
     async def _wait_for_any(self, name: str, sets: list[WorkerSet]) -> Model:
         loading = [self._by_mdcsum[s.mdcsum] for s in sets]
-        pending = [asyncio.shield(entry.task) for entry in loading if not entry.task.done()]
+        pending = [entry.task for entry in loading if not entry.task.done()]
         if pending:
             await asyncio.wait(pending, timeout=LOAD_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
         for entry in loading:
