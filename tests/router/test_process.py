@@ -123,7 +123,7 @@ class Acceptor:
 
 async def until(is_true: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not is_true():  # noqa: ASYNC110  it is looked at from outside: nobody could set an event
+        while not is_true():
             await asyncio.sleep(0.005)
 
 
@@ -214,7 +214,7 @@ async def test_what_a_dead_acceptor_held_is_freed(router: RouterProcess, workers
         return chosen == 1
 
     async with asyncio.timeout(PATIENCE_S):
-        while not await is_freed():  # noqa: ASYNC110  only asking tells
+        while not await is_freed():
             await asyncio.sleep(0.05)
     living.channel.close()
 

@@ -66,7 +66,7 @@ async def pair(address: str) -> AsyncIterator[tuple[RouterEnd, DealerEnd]]:
 
 async def until(is_true: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not is_true():  # noqa: ASYNC110  it is looked at from outside: nobody could set an event
+        while not is_true():
             await asyncio.sleep(0.002)
 
 

@@ -35,7 +35,7 @@ class Served:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Poll for what no event tells; a test that waits for ever is stopped by its runner."""
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         await asyncio.sleep(0.01)
 
 
