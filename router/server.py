@@ -70,7 +70,7 @@ class RouterServer:
     def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
         assert self._channel is not None
         if answers := self._core.receive(peer, messages, self._loop.time()):
-            self._channel.send(peer, *answers)
+            self._channel.send(peer, answers)
 
     def _publish(self) -> None:
         """One delta for all that changed in this tick of the loop."""
@@ -81,7 +81,7 @@ class RouterServer:
         _log_change(delta)
         for peer in self._core.acceptors.by_peer:
             assert self._channel is not None
-            self._channel.send(peer, delta)
+            self._channel.send(peer, [delta])
 
     def _tick(self) -> None:
         assert self._channel is not None

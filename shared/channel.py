@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 import msgspec
@@ -149,14 +149,14 @@ class RouterChannel(Channel):
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._watch()
 
-    def send(self, identity: bytes, *messages: RouterMessage) -> None:
+    def send(self, identity: bytes, messages: Iterable[RouterMessage]) -> None:
         """Queue for the end of this tick."""
         self._schedule_turn()
         self._pending.setdefault(identity, []).extend(messages)
 
     def probe(self, identity: bytes) -> None:
         """Send an empty batch: it learns that we live, we learn whether it does."""
-        self.send(identity)
+        self.send(identity, ())
 
     def _receive(self) -> None:
         identity = self._socket.recv(_DONTWAIT)

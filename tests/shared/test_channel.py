@@ -77,8 +77,8 @@ async def test_what_is_said_in_one_tick_travels_as_one_batch_in_order(address: s
         await until(lambda: router.batches)
         ((identity, messages),) = router.batches
         assert messages == [Free(request_id) for request_id in range(100)]
-        router.channel.send(identity, Placed(1, 11, "s"))
-        router.channel.send(identity, Placed(2, 2**64 - 1, "s"))
+        router.channel.send(identity, [Placed(1, 11, "s")])
+        router.channel.send(identity, [Placed(2, 2**64 - 1, "s")])
         await until(lambda: dealer.messages)
         assert dealer.messages == [Placed(1, 11, "s"), Placed(2, 2**64 - 1, "s")]
 
@@ -89,7 +89,7 @@ async def test_no_wake_up_is_lost_under_mixed_traffic(address: str) -> None:
         total = 5_000
 
         def answer(identity: bytes, messages: list[AcceptorMessage]) -> None:
-            router.channel.send(identity, *(Placed(m.request_id, 1, "s") for m in messages if isinstance(m, Free)))
+            router.channel.send(identity, [Placed(m.request_id, 1, "s") for m in messages if isinstance(m, Free)])
 
         def ask(messages: list[RouterMessage]) -> None:
             dealer.messages.extend(messages)
@@ -160,7 +160,7 @@ async def test_foreign_messages_are_dropped_and_counted(address: str) -> None:
         await until(lambda: router.batches)
         assert router.batches[0][1] == [Free(3)]
         assert router.channel.num_malformed == 4
-        router.channel.send(router.batches[0][0], Placed(1, 1, "s"))
+        router.channel.send(router.batches[0][0], [Placed(1, 1, "s")])
         dealer.channel.send(Free(4))
         await until(lambda: len(router.batches) == 2)
         context.destroy(linger=0)
@@ -179,7 +179,7 @@ async def test_an_acceptor_that_does_not_read_is_given_up(address: str, monkeypa
         identity = router.batches[0][0]
 
         def is_given_up() -> bool:
-            router.channel.send(identity, Placed(1, 1, "x" * 1_000_000))
+            router.channel.send(identity, [Placed(1, 1, "x" * 1_000_000)])
             return identity in router.lost
 
         await until(is_given_up)
