@@ -6,9 +6,8 @@ Its owner says what time it is, delivers what `receive` returns to the peer that
 from __future__ import annotations
 
 import logging
-import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -217,10 +216,7 @@ class Router:
         if place.instance_id is not None:
             return _pinned(place, sets, place.instance_id)
         self.table.end_inhibitions(now)
-        pool = self._pool(sets, place.excluded)
-        if pool is None:
-            return self._all_inhibited(place, sets, now)
-        live, candidates = pool
+        live, candidates = self._pool(sets, place.excluded)
         choice = live.selector.select(place, candidates, self.acceptors.num_active)
         if choice is None:
             return _refused(
@@ -228,24 +224,25 @@ class Router:
             )
         return _placed(place, live, choice)
 
-    def _pool(self, sets: list[LiveSet], excluded: Sequence[int]) -> tuple[LiveSet, list[int]] | None:
-        """One set, drawn in proportion to its size, and whom to choose from: those not tried yet, if there are any."""
-        pools = [(live, live.available) for live in sets if live.available]
-        if excluded:
-            untried = [(live, [i for i in available if i not in excluded]) for live, available in pools]
-            pools = [pool for pool in untried if pool[1]] or pools
-        if len(pools) > 1:
-            return self._rng.choices(pools, [len(candidates) for _live, candidates in pools])[0]
-        return pools[0] if pools else None
-
-    def _all_inhibited(self, place: Place, sets: list[LiveSet], now: float) -> Refused:
-        ends = [self.table.inhibited_until[i] for live in sets for i in live.members]
-        return _refused(
-            place,
-            "model_not_ready",
-            f"All workers of the model {place.model!r} failed a moment ago and are not asked for now.",
-            retry_after_s=max(1, math.ceil(min(ends) - now)),
+    def _pool(self, sets: list[LiveSet], excluded: Sequence[int]) -> tuple[LiveSet, list[int]]:
+        """One set, drawn in proportion to its size, and whom to choose from. A worker that failed a moment ago is asked
+        before nobody is, and before one that has failed this very request."""
+        preferences: tuple[Callable[[LiveSet], list[int]], ...] = (
+            lambda live: _without(excluded, live.available),
+            lambda live: _without(excluded, live.members),
+            lambda live: live.members,
         )
+        for candidates_of in preferences:
+            pools = [(live, candidates) for live in sets if (candidates := candidates_of(live))]
+            if pools:
+                break
+        if len(pools) == 1:
+            return pools[0]
+        return self._rng.choices(pools, [len(candidates) for _live, candidates in pools])[0]
+
+
+def _without(excluded: Sequence[int], candidates: list[int]) -> list[int]:
+    return [i for i in candidates if i not in excluded] if excluded else candidates
 
 
 def _refused(place: Place, code: str, message: str, retry_after_s: int = 1) -> Refused:

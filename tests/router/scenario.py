@@ -6,7 +6,7 @@
           aliases=a,b type=decode needs=prefill+encode|aggregated context=4096 lora=slug
     entry instances KEY VALUE             discovery: a raw value
     hello a0 life=1 over=p1 active=7:w1   acceptor a0, in its first life, over connection p1
-    place a0 7 m pin=w1 not=w2,w3 over=p1 request 7 wants model m; then `free a0 7`
+    place a0 7 m pin=w1 not=w2,w3 over=p1 request 7 wants model m; with card=w1, for w1's card; then `free a0 7`
     failed a0 w1, heartbeat a0, goodbye a0
     lost p1                               the connection is gone
     at 12.5                               time passes, the router ticks
@@ -151,7 +151,13 @@ class Scenario:
         acceptor, request_id, model = words
         excluded = [id_of(name) for name in options.get("not", "").split(",") if name]
         pin = id_of(options["pin"]) if "pin" in options else None
-        self._say(acceptor, Place(int(request_id), model, 100, excluded=excluded, instance_id=pin), options.get("over"))
+        mdcsum = self._mdcsum_of(id_of(options["card"])) if "card" in options else ""
+        place = Place(int(request_id), model, 100, excluded=excluded, instance_id=pin, mdcsum=mdcsum)
+        self._say(acceptor, place, options.get("over"))
+
+    def _mdcsum_of(self, instance_id: int) -> str:
+        registered = [live.registered for live in self.router.table.sets.values() if instance_id in live.registered]
+        return registered[0][instance_id].mdcsum
 
     def do_free(self, words: list[str], _options: dict[str, str]) -> None:
         self._say(words[0], Free(int(words[1])))
