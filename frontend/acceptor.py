@@ -195,6 +195,13 @@ def main() -> None:
     uvloop.run(_run(own, arguments.ready_fd))
 
 
+def _relax_gc() -> None:
+    """What is loaded stays; what a request allocates is freed by reference counts, so cycles can wait."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 async def _run(own: AcceptorConfig, ready_fd: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -203,8 +210,7 @@ async def _run(own: AcceptorConfig, ready_fd: int) -> None:
     loop.add_reader(sys.stdin.fileno(), stop.set)  # readable: its end, for nothing more is ever sent
     acceptor = Acceptor(own)
     await acceptor.start()
-    gc.collect()
-    gc.freeze()
+    _relax_gc()
     os.write(ready_fd, b"ready\n")
     os.close(ready_fd)
     await stop.wait()

@@ -49,7 +49,7 @@ class StopRules:
         return self.hidden_ids | self.visible_ids
 
 
-class Delta(Struct):
+class Delta(Struct, gc=False):
     """News of one choice. `finish_reason` comes once, with its last text."""
 
     index: int

@@ -226,7 +226,7 @@ class WorkerErrorPayload(Struct):
     reason: str | None = None
 
 
-class TopLogprob(Struct):
+class TopLogprob(Struct, gc=False):
     token_id: int = 0
     token: str | None = None
     logprob: float = 0.0
@@ -234,7 +234,7 @@ class TopLogprob(Struct):
     bytes: list[int] | None = None
 
 
-class EngineOutput(Struct):
+class EngineOutput(Struct, gc=False):
     """One item of a worker's answer: `token_ids` are *new* tokens."""
 
     token_ids: list[int] = []
@@ -249,7 +249,7 @@ class EngineOutput(Struct):
     extra_args: Any = None
 
 
-class Annotated(Struct):
+class Annotated(Struct, gc=False):
     """Envelope of an item. `event` is None for data, `"error"` for failure, else the name of an annotation."""
 
     data: EngineOutput | None = None
@@ -258,7 +258,7 @@ class Annotated(Struct):
     error: WorkerErrorPayload | None = None
 
 
-class ResponseItem(Struct):
+class ResponseItem(Struct, gc=False):
     """Data frame of the response socket."""
 
     data: Annotated | None = None
