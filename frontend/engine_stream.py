@@ -17,14 +17,21 @@ from typing import cast
 
 import msgspec
 
-from dynamo.shared.errors import BackendError, Disconnected, ResponseTooLarge, WorkerError, WorkerRefused, WorkerTimeout
+from dynamo.shared.errors import (
+    BackendError,
+    BackendFailure,
+    Disconnected,
+    ResponseTooLarge,
+    WorkerError,
+    WorkerRefused,
+    WorkerTimeout,
+)
 from dynamo.shared.framing import KILL, SENTINEL, TWO_PART_PREFIX, encode_two_part
 from dynamo.shared.protocol import EngineOutput, Handshake, Prologue, ResponseItem, WorkerErrorPayload
 
 log = logging.getLogger("dynamo.engine")
 
 MAX_PENDING_OUTPUTS = 256  # items that may wait for the consumer before the worker's socket is left unread
-RESUME_OUTPUTS = 64
 HANDSHAKE_TIMEOUT_S = 10.0
 MAX_LOOSE_PEERS = 8192  # connections without a stream: new ones, and those left that have not closed
 DEREGISTERED_SILENCE_S = 30.0  # what a worker that left the table may let its streams wait
@@ -79,14 +86,15 @@ _SAYS_WORKER_IS_GONE = frozenset(
 def error_of_worker(payload: WorkerErrorPayload | None, comment: list[str] | None = None) -> WorkerError:
     """The error a worker reported, ours to raise. A worker that says it is going away counts as disconnected."""
     if payload is None:
-        return BackendError(f"The worker failed: {'; '.join(comment or ['it gave no reason'])}")
+        return BackendFailure("; ".join(comment or ["nothing"]))
     kind = payload.error_type
     legacy = next(iter(kind.values()), "") if isinstance(kind, dict) else kind or ""
     if legacy in _SAYS_WORKER_IS_GONE:
         return Disconnected(f"The worker stopped serving this request: {payload.message or legacy}")
     klass = payload.klass or _LEGACY_CLASSES.get(legacy, "Internal")
-    status, code, type = _CLASSES.get(klass, (500, "backend_error", "server_error"))
-    return BackendError(payload.message or klass, status, code, type)
+    if klass not in _CLASSES:
+        return BackendFailure(payload.message or klass)
+    return BackendError(payload.message or klass, *_CLASSES[klass])
 
 
 class EngineStream:

@@ -146,7 +146,7 @@ class Pipeline:
             await queue.put(error)
 
     def _note_failure(self, instance_id: int, error: WorkerError) -> None:
-        log.warning("worker %x: %s", instance_id, error)
+        log.warning("worker %x: %s", instance_id, error.log_message)
         if error.is_suspect:
             self._router.report_failure(instance_id, error.code or "failed")
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
 from dynamo.frontend.openai_responses import Alternative, TokenLogprob
-from dynamo.shared.errors import BackendError
+from dynamo.shared.errors import BackendFailure
 from dynamo.shared.protocol import EngineOutput, TopLogprob
 
 _FINISH_REASONS = {
@@ -270,5 +270,5 @@ def finish_reason_of(output: EngineOutput) -> str:
     """OpenAI's word for the worker's. A worker may also end a stream with an error as its reason."""
     reason = output.finish_reason
     if isinstance(reason, dict):
-        raise BackendError(f"The worker failed: {reason.get('error', 'it gave no reason')}")
+        raise BackendFailure(reason.get("error", "nothing"))
     return _FINISH_REASONS.get(reason or "", "stop")

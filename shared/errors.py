@@ -24,6 +24,7 @@
     │   ├── WorkerTimeout         504  no byte for longer than allowed
     │   ├── ResponseTooLarge      502  a frame over the size limit
     │   └── BackendError          as the worker's own error class says
+    │       └── BackendFailure    500  a fault of the worker's own
     └── InternalError             500  a bug of ours; the message says nothing else
 
 The HTTP, gRPC and SSE forms of these are made in one place each, from `status`, `type`, `code`, `param`.
@@ -43,6 +44,11 @@ class DynamoError(Exception):
 
     @property
     def message(self) -> str:
+        return str(self)
+
+    @property
+    def log_message(self) -> str:
+        """What operators may know."""
         return str(self)
 
 
@@ -195,6 +201,18 @@ class BackendError(WorkerError):
         self.status = status
         self.code = code
         self.type = type
+
+
+class BackendFailure(BackendError):
+    """The worker failed for reasons of its own. `detail` is what it said: for the log, since it may hold internals."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("The worker failed to serve this request.")
+        self.detail = detail
+
+    @property
+    def log_message(self) -> str:
+        return f"{self.message} It said: {self.detail}"
 
 
 class InternalError(DynamoError):

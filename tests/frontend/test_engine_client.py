@@ -203,15 +203,17 @@ async def test_typed_errors_become_statuses(
     with pytest.raises(BackendError) as caught:
         await token_ids(stream)
     assert (caught.value.status, caught.value.code) == (status, code)
-    assert str(error["message"]) in str(caught.value)
+    assert str(error["message"]) in caught.value.log_message
+    assert (str(error["message"]) in caught.value.message) == (status < 500 or status == 529)
     stream.close()
 
 
 async def test_an_old_workers_error_is_its_comment(plane: Plane, worker: RawWorker) -> None:
     stream, call = await begun(plane, worker)
     call.item(event="error", comment=["first", "second"])
-    with pytest.raises(BackendError, match="first; second"):
+    with pytest.raises(BackendError) as caught:
         await token_ids(stream)
+    assert "first; second" in caught.value.log_message
 
 
 async def test_a_worker_that_shuts_down_counts_as_gone(plane: Plane, worker: RawWorker) -> None:
