@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 import time
-from contextlib import aclosing
 from time import perf_counter
 from typing import Any
 
@@ -105,40 +104,18 @@ class Inference:
         self._metrics.begin(record)
         created = int(time.time())
         if record.is_stream:
-            await self._stream(exchange, headers, EventRenderer(mouth, request, record, created), batch, record)
+            events = EventRenderer(mouth, request, record, created)
+            await self._stream(SseStream(exchange, headers, self._keep_alive), events, batch, record)
         else:
-            choices = await self._collect(batch, record)
-            exchange.respond(200, JSON + headers, mouth.body(record, created, choices))
-
-    async def _collect(self, batch: list[Prepared], record: RequestRecord) -> list[Choice]:
-        choices = [Choice("", "stop", index) for index in range(len(batch))]
-        texts: list[list[str]] = [[] for _ in batch]
-        async with aclosing(self._pipeline.answers(batch, record)) as deltas:
-            async for delta in deltas:
-                texts[delta.index].append(delta.text)
-                choice = choices[delta.index]
-                choice.finish_reason = delta.finish_reason or choice.finish_reason
-                if delta.logprobs:
-                    choice.logprobs = (choice.logprobs or []) + delta.logprobs
-        for choice, pieces in zip(choices, texts, strict=True):
-            choice.text = "".join(pieces)
-        return choices
+            collector = Collector(len(batch))
+            await self._pipeline.run(batch, record, collector)
+            exchange.respond(200, JSON + headers, mouth.body(record, created, collector.choices()))
 
     async def _stream(
-        self,
-        exchange: Exchange,
-        headers: HeaderBlock,
-        events: EventRenderer,
-        batch: list[Prepared],
-        record: RequestRecord,
+        self, sse: SseStream, events: EventRenderer, batch: list[Prepared], record: RequestRecord
     ) -> None:
-        sse = SseStream(exchange, headers, self._keep_alive)
         try:
-            async with aclosing(self._pipeline.answers(batch, record)) as deltas:
-                async for delta in deltas:
-                    sse.write(events.of(delta))
-                    if not exchange.is_writable:
-                        await exchange.drain()
+            await self._pipeline.run(batch, record, EventSink(sse, events))
             sse.finish(events.last())
         except ClientDisconnected:
             raise
@@ -149,6 +126,50 @@ class Inference:
             sse.fail(error)
         finally:
             sse.close()
+
+
+class Collector:
+    """Sink of a unary answer. The client gets nothing before the end, so it is never full: `max_tokens` bounds it."""
+
+    is_full = False
+
+    def __init__(self, num_choices: int) -> None:
+        self._choices = [Choice("", "stop", index) for index in range(num_choices)]
+        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+
+    def push(self, delta: Delta) -> None:
+        self._texts[delta.index].append(delta.text)
+        choice = self._choices[delta.index]
+        if delta.finish_reason is not None:
+            choice.finish_reason = delta.finish_reason
+        if delta.logprobs:
+            choice.logprobs = (choice.logprobs or []) + delta.logprobs
+
+    async def drain(self) -> None:
+        """There is nothing to wait for."""
+
+    def choices(self) -> list[Choice]:
+        for choice, pieces in zip(self._choices, self._texts, strict=True):
+            choice.text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+        return self._choices
+
+
+class EventSink:
+    """Sink of a stream: each delta leaves as server-sent events."""
+
+    def __init__(self, sse: SseStream, events: EventRenderer) -> None:
+        self._sse = sse
+        self._events = events
+
+    @property
+    def is_full(self) -> bool:
+        return not self._sse.exchange.is_writable
+
+    def push(self, delta: Delta) -> None:
+        self._sse.write(self._events.of(delta))
+
+    async def drain(self) -> None:
+        await self._sse.exchange.drain()
 
 
 class EventRenderer:

@@ -39,6 +39,7 @@ _TTFT = (
 _ITL = (0.0005, 0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.048, 0.092, 0.18, 0.34, 0.65, 1.2, 2.4, 4.5, 8.7, 17.0, 80.0)
 _STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+MAX_UNCOUNTED = 1024  # requests that have ended and are not counted yet; all are before numbers are saved
 UNKNOWN_MODEL = "unknown_model"  # the label of every name that is not served: clients must not invent label values
 
 _ERROR_TYPES = {
@@ -59,6 +60,7 @@ class RequestRecord(Struct):
     started_at: float
     is_stream: bool = False
     is_begun: bool = False
+    ended_at: float = 0.0
     error: DynamoError | None = None
     model: str = UNKNOWN_MODEL
     prepared_at: float = 0.0
@@ -93,6 +95,9 @@ class _OfModel:
     """Children that every request of one model adds to, looked up once."""
 
     __slots__ = (
+        "_model",
+        "_started",
+        "_started_of",
         "active",
         "cached",
         "duration",
@@ -107,6 +112,9 @@ class _OfModel:
     )
 
     def __init__(self, metrics: FrontendMetrics, model: str) -> None:
+        self._model = model
+        self._started = metrics.requests_started
+        self._started_of: dict[tuple[str, bool], Value] = {}
         self.active: Value = metrics.active_requests.labels(model)
         self.inflight: Value = metrics.inflight_requests.labels(model)
         self.duration: Distribution = metrics.request_duration.labels(model)
@@ -118,6 +126,15 @@ class _OfModel:
         self.output_tokens: Value = metrics.output_tokens.labels(model)
         self.tokens_in: Value = metrics.tokens.labels(model, "input")
         self.tokens_out: Value = metrics.tokens.labels(model, "output")
+
+    def begin(self, record: RequestRecord) -> None:
+        self.active.inc()
+        key = (record.endpoint, record.is_stream)
+        started = self._started_of.get(key)
+        if started is None:
+            child = self._started.labels(self._model, record.endpoint, _request_type(record))
+            started = self._started_of[key] = child
+        started.inc()
 
 
 class _Mirror:
@@ -191,6 +208,7 @@ class FrontendMetrics:
         self._preprocess = self.stage_duration.labels("preprocess")
         self._route = self.stage_duration.labels("route")
         self._models: dict[str, _OfModel] = {}
+        self._ended: list[RequestRecord] = []
         registry.take_over()
         self._local_placements = _Mirror(self.local_placements.labels())
         self._place_timeouts = _Mirror(self.place_timeouts.labels())
@@ -200,20 +218,26 @@ class FrontendMetrics:
     def begin(self, record: RequestRecord) -> None:
         """The request is understood and its model known."""
         record.is_begun = True
-        of_model = self._of_model(record.model)
-        of_model.active.inc()
-        of_model.inflight.inc()
-        self.requests_started.labels(record.model, record.endpoint, _request_type(record)).inc()
+        self._of_model(record.model).begin(record)
 
     def end(self, record: RequestRecord, now: float) -> None:
-        """Once per request, begun or not."""
-        self._count(record)
-        if not record.is_begun:
-            return
-        of_model = self._of_model(record.model)
-        of_model.active.dec()
-        of_model.inflight.dec()
-        of_model.duration.observe(now - record.started_at)
+        """Once per request, begun or not. What it adds up to is worked out for many at a time."""
+        record.ended_at = now
+        if record.is_begun:
+            self._of_model(record.model).active.dec()
+        self._ended.append(record)
+        if len(self._ended) >= MAX_UNCOUNTED:
+            self._count_ended()
+
+    def _count_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for record in ended:
+            self._count(record)
+            if record.is_begun:
+                self._observe_begun(self._of_model(record.model), record)
+
+    def _observe_begun(self, of_model: _OfModel, record: RequestRecord) -> None:
+        of_model.duration.observe(record.ended_at - record.started_at)
         self._preprocess.observe(record.prepared_at - record.started_at)
         of_model.input.observe(record.num_prompt_tokens)
         of_model.tokens_in.inc(record.num_prompt_tokens)
@@ -236,9 +260,12 @@ class FrontendMetrics:
             self.rejections.labels(record.model, record.endpoint).inc()
 
     def observe(self, models: ModelRegistry, router: RouterClient) -> None:
-        """Before numbers are saved: take in what others count."""
+        """Before numbers are saved: take in what has ended and what others count."""
+        self._count_ended()
         self._local_placements.catch_up(router.num_local_placements)
         self._place_timeouts.catch_up(router.num_timeouts)
+        for of_model in self._models.values():
+            of_model.inflight.set(of_model.active.value)
         self._observe_caches(models)
         self._observe_models(models)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from time import perf_counter
+from typing import Protocol
 
 from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
 from dynamo.frontend.engine_stream import EngineStream
@@ -26,7 +26,18 @@ from dynamo.shared.protocol import EngineOutput
 log = logging.getLogger("dynamo.pipeline")
 
 MAX_DISPATCH_ATTEMPTS = 4  # workers asked for one request before any has begun it
-MAX_QUEUED_DELTAS = 64  # of one batch of prompts, between its generations and the client
+
+
+class Sink(Protocol):
+    """Where the deltas of a request go, whichever choice they are of."""
+
+    @property
+    def is_full(self) -> bool:
+        """The client takes less than the workers give: `drain` before the next push."""
+
+    def push(self, delta: Delta) -> None: ...
+
+    async def drain(self) -> None: ...
 
 
 class Pipeline:
@@ -48,8 +59,26 @@ class Pipeline:
         record.model = model.name
         return self._fan_out([await prepare_completion(model, request, p) for p in request.prompts], record)
 
-    async def generate(self, prepared: Prepared, record: RequestRecord, call_id: str) -> AsyncGenerator[Delta, None]:
-        """Deltas of one choice until it is over. A worker that has begun nothing is replaced by another, silently.
+    async def run(self, batch: Sequence[Prepared], record: RequestRecord, sink: Sink) -> None:
+        """All choices of a request, side by side; returns when each is over. Raises what `generate` raises first."""
+        if len(batch) == 1:
+            await self.generate(batch[0], record, sink, record.request_id)
+            return
+        tasks = [
+            self._loop.create_task(self.generate(prepared, record, sink, f"{record.request_id}-{index}", index))
+            for index, prepared in enumerate(batch)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def generate(
+        self, prepared: Prepared, record: RequestRecord, sink: Sink, call_id: str, index: int = 0
+    ) -> None:
+        """One choice, its deltas into `sink`. A worker that has begun nothing is replaced by another, silently.
 
         A worker knows its calls by `call_id` and confuses those that share one: no two choices may.
         Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
@@ -61,56 +90,17 @@ class Pipeline:
             instance_id=prepared.routing.backend_instance_id,
             dp_rank=prepared.routing.dp_rank,
         )
-        is_answered = False
-        while not is_answered:
+        while True:
             async with self._router.place(wish) as placed:
                 record.note_placed(perf_counter(), placed.instance_id)
                 try:
                     with await self._open(placed, prepared, call_id) as stream:
-                        answer = Answer(prepared)
-                        async for outputs in stream:  # all that has arrived since the last look: one delta
-                            delta = answer.push(outputs)
-                            stream.is_ending = answer.is_ended_by_worker
-                            if delta.num_tokens:
-                                record.note_tokens(perf_counter(), delta.num_tokens)
-                            if answer.is_over:
-                                break
-                            if delta.text or delta.logprobs:
-                                yield delta
-                        else:
-                            delta = answer.finish()
-                    is_answered = True
+                        await self._relay(stream, Answer(prepared, index), record, sink)
+                    return
                 except WorkerError as error:
                     self._note_failure(placed.instance_id, error)
                     if not self._may_ask_another(wish, placed, error):
                         raise
-        record.note_cached(answer.num_cached_tokens)
-        yield delta
-
-    async def generate_all(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
-        """The deltas of several choices as they come; `Delta.index` says whose."""
-        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
-        tasks = [self._loop.create_task(self._feed(queue, i, prepared, record)) for i, prepared in enumerate(batch)]
-        try:
-            num_running = len(tasks)
-            while num_running:
-                item = await queue.get()
-                if item is None:
-                    num_running -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def answers(self, batch: Sequence[Prepared], record: RequestRecord) -> AsyncGenerator[Delta, None]:
-        """The deltas of a request, whether it has one choice or more."""
-        if len(batch) == 1:
-            return self.generate(batch[0], record, record.request_id)
-        return self.generate_all(batch, record)
 
     # ---- one attempt
 
@@ -120,6 +110,24 @@ class Pipeline:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
         return await self._engine.generate(worker, call_id, prepared.wire_request(worker.codec))
 
+    async def _relay(self, stream: EngineStream, answer: Answer, record: RequestRecord, sink: Sink) -> None:
+        """All that has arrived since the last look becomes one delta."""
+        async for outputs in stream:
+            delta = answer.push(outputs)
+            stream.is_ending = answer.is_ended_by_worker
+            if delta.num_tokens:
+                record.note_tokens(perf_counter(), delta.num_tokens)
+            if delta.finish_reason is not None:
+                record.note_cached(answer.num_cached_tokens)
+                sink.push(delta)
+                return
+            if delta.text or delta.logprobs:
+                sink.push(delta)
+                if sink.is_full:
+                    await sink.drain()
+        record.note_cached(answer.num_cached_tokens)
+        sink.push(answer.finish())
+
     def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
         """After a failure that left the request unbegun, while there are workers it was not offered to."""
         wish.excluded.append(placed.instance_id)
@@ -127,23 +135,6 @@ class Pipeline:
             return False
         worker_set = self._router.table.worker_sets.get(placed.worker_set)
         return worker_set is not None and not set(worker_set.members) <= set(wish.excluded)
-
-    async def _feed(
-        self,
-        queue: asyncio.Queue[Delta | BaseException | None],
-        position: int,
-        prepared: Prepared,
-        record: RequestRecord,
-    ) -> None:
-        try:
-            call_id = f"{record.request_id}-{position}"
-            async with aclosing(self.generate(prepared, record, call_id)) as deltas:
-                async for delta in deltas:
-                    delta.index = position
-                    await queue.put(delta)
-            await queue.put(None)
-        except Exception as error:  # the top of this task; the consumer raises it in the request's own
-            await queue.put(error)
 
     def _note_failure(self, instance_id: int, error: WorkerError) -> None:
         log.warning("worker %x: %s", instance_id, error.log_message)
@@ -162,9 +153,10 @@ class Pipeline:
 class Answer:
     """One choice, fed by one worker's stream."""
 
-    __slots__ = ("_choice", "is_ended_by_worker", "num_cached_tokens")
+    __slots__ = ("_choice", "_index", "is_ended_by_worker", "num_cached_tokens")
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, index: int) -> None:
+        self._index = index
         self._choice = make_choice(
             prepared.model.vocabulary,
             prepared.rules,
@@ -173,10 +165,6 @@ class Answer:
         )
         self.is_ended_by_worker = False
         self.num_cached_tokens: int | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self._choice.finish_reason is not None
 
     def push(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice
@@ -192,7 +180,7 @@ class Answer:
                 pieces.append(choice.flush())
                 break
         return Delta(
-            0,
+            self._index,
             pieces[0] if len(pieces) == 1 else "".join(pieces),
             choice.num_tokens - num_before,
             choice.finish_reason,
@@ -202,7 +190,7 @@ class Answer:
 
     def finish(self) -> Delta:
         """The worker completed without giving a reason: it has simply stopped."""
-        return Delta(0, self._choice.flush(), 0, "stop")
+        return Delta(self._index, self._choice.flush(), 0, "stop")
 
     def _note_usage(self, usage: dict[str, object]) -> None:
         details = usage.get("prompt_tokens_details")

@@ -15,10 +15,10 @@ _HEADERS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-acc
 class SseStream:
     """The answer 200 is given with the first event, or with the first keep-alive: until then an error is a status."""
 
-    __slots__ = ("_exchange", "_headers", "_keeper", "written_at")
+    __slots__ = ("_headers", "_keeper", "exchange", "written_at")
 
     def __init__(self, exchange: Exchange, headers: HeaderBlock, keeper: KeepAlive) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self._headers: HeaderBlock | None = headers
         self._keeper = keeper
         self.written_at = keeper.now()
@@ -30,25 +30,25 @@ class SseStream:
 
     def write(self, events: bytes) -> None:
         if self._headers is not None:
-            self._exchange.start(200, _HEADERS + self._headers)
+            self.exchange.start(200, _HEADERS + self._headers)
             self._headers = None
-        self._exchange.write(events)
+        self.exchange.write(events)
         self.written_at = self._keeper.now()
 
     def finish(self, events: bytes = b"") -> None:
         self.write(events + DONE)
-        self._exchange.finish()
+        self.exchange.finish()
 
     def fail(self, error: DynamoError) -> None:
         """The client has got its 200 already: tell it in the stream, and end without [DONE]."""
         self.write(error_event(error))
-        self._exchange.finish()
+        self.exchange.finish()
 
     def close(self) -> None:
         self._keeper.streams.discard(self)
 
     def keep_alive(self) -> None:
-        if self._exchange.is_writable:
+        if self.exchange.is_writable:
             self.write(_KEEP_ALIVE)
 
 

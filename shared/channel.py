@@ -84,11 +84,16 @@ class Channel:
             return
         self._is_turn_scheduled = True  # what callbacks send now leaves at the end of this very turn
         try:
-            num_received = self._drain()
-            has_sent = not self._socket.closed and self._flush()
+            self._flush()
+            num_received = self._drain()  # looks at EVENTS after that flush, too
+            has_answered = num_received > 0 and not self._socket.closed and self._flush()
         finally:
             self._is_turn_scheduled = False
-        if (has_sent or num_received == MAX_RECEIVES_PER_TURN) and self._has_work(self._events()):
+        if self._has_unsent or has_answered or num_received == MAX_RECEIVES_PER_TURN:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._has_work(self._events()):
             self._schedule_turn()
 
     def _drain(self) -> int:
@@ -103,6 +108,10 @@ class Channel:
 
     def _has_work(self, events: int) -> bool:
         return bool(events & _POLLIN)
+
+    @property
+    def _has_unsent(self) -> bool:
+        raise NotImplementedError
 
     def _receive(self) -> None:
         raise NotImplementedError
@@ -172,6 +181,10 @@ class RouterChannel(Channel):
             self._note_malformed(f"peer {identity.hex()}", error)
             return
         self._on_messages(identity, messages)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._pending)
 
     def _flush(self) -> bool:
         if not self._pending:
@@ -261,6 +274,10 @@ class DealerChannel(Channel):
             self._note_malformed("the router", error)
             return
         self._on_messages(messages)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return bool(self._pending)
 
     def _flush(self) -> bool:
         if not self._pending:
