@@ -237,11 +237,12 @@ class EngineStream:
 class ResponseConnection(asyncio.Protocol):
     """One worker's connection for one request: a stream is attached by the handshake, and let go by `leave`."""
 
-    __slots__ = ("_buffer", "_is_paused", "_server", "_stream", "_transport", "give_up_at", "is_left")
+    __slots__ = ("_held", "_is_paused", "_needed", "_server", "_stream", "_transport", "give_up_at", "is_left")
 
     def __init__(self, server: ResponseServer) -> None:
         self._server = server
-        self._buffer = b""
+        self._held = bytearray()  # the beginning of a frame
+        self._needed = 0  # bytes of it before another look is worthwhile
         self._is_paused = False
         self._stream: EngineStream | None = None
         self._transport: asyncio.Transport | None = None
@@ -265,14 +266,19 @@ class ResponseConnection(asyncio.Protocol):
             if SENTINEL in data and self._transport is not None:
                 self._transport.abort()
             return
-        if self._buffer:
-            data = self._buffer + data
+        if self._held:
+            self._held += data
+            if len(self._held) < self._needed:
+                return
+            data = bytes(self._held)
+            self._held.clear()
         try:
             consumed = self._parse(data)
         except (msgspec.MsgspecError, WorkerError) as error:
             self._give_up(error)
             return
-        self._buffer = data[consumed:] if consumed < len(data) else b""
+        if consumed < len(data):
+            self._held += memoryview(data)[consumed:]
         if self._stream is not None:
             self._stream.wake_consumer()
 
@@ -291,12 +297,14 @@ class ResponseConnection(asyncio.Protocol):
                     f"{self._server.max_message_size}."
                 )
             if end > size:
-                break
+                self._needed = end - start
+                return start
             if header_len:
                 self._on_control(bytes(view[start + _PREFIX_SIZE : header_end]))
             elif self._stream is not None and data_len:
                 self._stream.push(self._stream.decode(view[header_end:end]))
             start = end
+        self._needed = _PREFIX_SIZE
         return start
 
     def _on_control(self, header: bytes) -> None:
