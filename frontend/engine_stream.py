@@ -132,7 +132,7 @@ class EngineStream:
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerError | None = None
         self._is_done = False
-        self._last_frame_at = self._loop.time()
+        self._last_frame_at = server.now
         self.subject = subject
         self.instance_id = instance_id
         self.decode = _decoders[codec]
@@ -165,7 +165,7 @@ class EngineStream:
         """From now on, allow at most this much silence."""
         if self.timeout_s is None or self.timeout_s > timeout_s:
             self.timeout_s = timeout_s
-            self._last_frame_at = self._loop.time()
+            self._last_frame_at = self._server.now
 
     def fail(self, error: WorkerError) -> None:
         """End the stream with this error, after what has arrived. The first verdict stands."""
@@ -194,15 +194,16 @@ class EngineStream:
 
     def attach(self, connection: ResponseConnection) -> None:
         self._connection = connection
-        self._last_frame_at = self._loop.time()
+        self._last_frame_at = self._server.now
 
     def push(self, item: ResponseItem) -> None:
         annotated = item.data
         if annotated is not None:
-            if annotated.error is not None or annotated.event == "error":
+            if annotated.event is None and annotated.error is None:
+                if annotated.data is not None:
+                    self._outputs.append(annotated.data)
+            elif annotated.error is not None or annotated.event == "error":
                 self.fail(error_of_worker(annotated.error, annotated.comment))
-            elif annotated.data is not None and annotated.event is None:
-                self._outputs.append(annotated.data)
         if item.complete_final:
             self._is_done = self._error is None
 
@@ -218,10 +219,12 @@ class EngineStream:
 
     def wake_consumer(self) -> None:
         """After all frames of one read were pushed."""
-        self._last_frame_at = self._loop.time()
-        if self._outputs or self._is_done or self._error is not None:
-            self._wake()
-        if len(self._outputs) > MAX_PENDING_OUTPUTS and self._connection is not None:
+        self._last_frame_at = self._server.now
+        waiter = self._waiter
+        if waiter is not None:
+            if self._outputs or self._is_done or self._error is not None:
+                self._wake()
+        elif len(self._outputs) > MAX_PENDING_OUTPUTS and self._connection is not None:
             self._connection.pause()
 
     def end_of_connection(self, reason: str) -> None:
@@ -286,23 +289,22 @@ class ResponseConnection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> int:
         """Handle every whole frame at the front of `data`; how many bytes that were."""
-        view, size, start = memoryview(data), len(data), 0
+        size, start, max_size = len(data), 0, self._server.max_message_size
         while size - start >= _PREFIX_SIZE:
             header_len, data_len, _checksum = TWO_PART_PREFIX.unpack_from(data, start)
             header_end = start + _PREFIX_SIZE + header_len
             end = header_end + data_len
-            if end - start > self._server.max_message_size:
+            if end - start > max_size:
                 raise ResponseTooLarge(
-                    f"The worker sent a frame of {end - start} bytes; DYN_TCP_MAX_MESSAGE_SIZE allows "
-                    f"{self._server.max_message_size}."
+                    f"The worker sent a frame of {end - start} bytes; DYN_TCP_MAX_MESSAGE_SIZE allows {max_size}."
                 )
             if end > size:
                 self._needed = end - start
                 return start
             if header_len:
-                self._on_control(bytes(view[start + _PREFIX_SIZE : header_end]))
-            elif self._stream is not None and data_len:
-                self._stream.push(self._stream.decode(view[header_end:end]))
+                self._on_control(data[start + _PREFIX_SIZE : header_end])
+            elif (stream := self._stream) is not None and data_len:
+                stream.push(stream.decode(data[header_end:end]))
             start = end
         self._needed = _PREFIX_SIZE
         return start
@@ -373,6 +375,7 @@ class ResponseServer:
         self.loop = asyncio.get_running_loop()
         self.max_message_size = max_message_size
         self.address = ""
+        self.now = self.loop.time()  # to the second: what deadlines of streams are measured with
         self._host, self._port = host, port
         self._waiting: dict[str, EngineStream] = {}
         self._streams: set[EngineStream] = set()
@@ -440,7 +443,7 @@ class ResponseServer:
 
     def _sweep(self) -> None:
         """Once a second: peers that never introduced themselves or never left, workers that fell silent."""
-        now = self.loop.time()
+        now = self.now = self.loop.time()
         for connection in [c for c in self._loose if now > c.give_up_at]:
             connection.abort()
         for stream in list(self._streams):

@@ -131,19 +131,18 @@ class Inference:
 class Collector:
     """Sink of a unary answer. The client gets nothing before the end, so it is never full: `max_tokens` bounds it."""
 
-    is_full = False
-
     def __init__(self, num_choices: int) -> None:
         self._choices = [Choice("", "stop", index) for index in range(num_choices)]
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
 
-    def push(self, delta: Delta) -> None:
+    def push(self, delta: Delta) -> bool:
         self._texts[delta.index].append(delta.text)
         choice = self._choices[delta.index]
         if delta.finish_reason is not None:
             choice.finish_reason = delta.finish_reason
         if delta.logprobs:
             choice.logprobs = (choice.logprobs or []) + delta.logprobs
+        return False
 
     async def drain(self) -> None:
         """There is nothing to wait for."""
@@ -161,12 +160,9 @@ class EventSink:
         self._sse = sse
         self._events = events
 
-    @property
-    def is_full(self) -> bool:
-        return not self._sse.exchange.is_writable
-
-    def push(self, delta: Delta) -> None:
+    def push(self, delta: Delta) -> bool:
         self._sse.write(self._events.of(delta))
+        return not self._sse.exchange.is_writable
 
     async def drain(self) -> None:
         await self._sse.exchange.drain()
@@ -218,11 +214,7 @@ def _cancel_on_disconnect(exchange: Exchange) -> None:
     """Whatever the request is waiting for, it stops in the tick in which the client is seen to be gone."""
     task = asyncio.current_task()
     assert task is not None
-
-    def cancel() -> None:
-        task.cancel()
-
-    exchange.on_disconnect = cancel
+    exchange.on_disconnect = task.cancel
 
 
 def _log_access(record: RequestRecord, now: float) -> None:

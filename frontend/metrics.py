@@ -79,16 +79,11 @@ class RequestRecord(Struct):
         self.num_attempts += 1
         self.instance_id = instance_id
 
-    def note_tokens(self, now: float, num_tokens: int) -> None:
-        if not self.first_token_at:
-            self.first_token_at = now
+    def note_end(self, now: float, num_cached_tokens: int | None) -> None:
+        """One choice is over. The worker said how much of its prompt it had cached; None if it did not."""
         self.last_token_at = now
-        self.num_output_tokens += num_tokens
-
-    def note_cached(self, num_tokens: int | None) -> None:
-        """A worker said how much of a prompt it had; None if it did not."""
-        if num_tokens is not None:
-            self.num_cached_tokens = (self.num_cached_tokens or 0) + num_tokens
+        if num_cached_tokens is not None:
+            self.num_cached_tokens = (self.num_cached_tokens or 0) + num_cached_tokens
 
 
 class _OfModel:
@@ -297,7 +292,7 @@ class FrontendMetrics:
         of_model.output.observe(record.num_output_tokens)
         of_model.output_tokens.inc(record.num_output_tokens)
         of_model.tokens_out.inc(record.num_output_tokens)
-        if record.num_output_tokens > 1:
+        if record.num_output_tokens > 1 and record.last_token_at:
             num_gaps = record.num_output_tokens - 1
             of_model.itl.observe((record.last_token_at - record.first_token_at) / num_gaps, num_gaps)
         if record.num_cached_tokens is not None:

@@ -31,11 +31,8 @@ MAX_DISPATCH_ATTEMPTS = 4  # workers asked for one request before any has begun 
 class Sink(Protocol):
     """Where the deltas of a request go, whichever choice they are of."""
 
-    @property
-    def is_full(self) -> bool:
-        """The client takes less than the workers give: `drain` before the next push."""
-
-    def push(self, delta: Delta) -> None: ...
+    def push(self, delta: Delta) -> bool:
+        """True: the client takes less than the workers give, `drain` before the next push."""
 
     async def drain(self) -> None: ...
 
@@ -114,19 +111,18 @@ class Pipeline:
         """All that has arrived since the last look becomes one delta."""
         async for outputs in stream:
             delta = answer.push(outputs)
-            stream.is_ending = answer.is_ended_by_worker
-            if delta.num_tokens:
-                record.note_tokens(perf_counter(), delta.num_tokens)
+            if not record.first_token_at:
+                record.first_token_at = perf_counter()
+            record.num_output_tokens += delta.num_tokens
             if delta.finish_reason is not None:
-                record.note_cached(answer.num_cached_tokens)
-                sink.push(delta)
-                return
-            if delta.text or delta.logprobs:
-                sink.push(delta)
-                if sink.is_full:
-                    await sink.drain()
-        record.note_cached(answer.num_cached_tokens)
-        sink.push(answer.finish())
+                stream.is_ending = answer.is_ended_by_worker
+                break
+            if (delta.text or delta.logprobs) and sink.push(delta):
+                await sink.drain()
+        else:
+            delta = answer.finish()
+        record.note_end(perf_counter(), answer.num_cached_tokens)
+        sink.push(delta)
 
     def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
         """After a failure that left the request unbegun, while there are workers it was not offered to."""
@@ -168,20 +164,18 @@ class Answer:
 
     def push(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice
-        num_before = choice.num_tokens
-        pieces = []
+        num_before, text = choice.num_tokens, ""
         for output in outputs:
-            pieces.append(choice.push(output))
+            text += choice.push(output)
             if output.completion_usage is not None:
                 self._note_usage(output.completion_usage)
-            if output.finish_reason is not None:
-                self.is_ended_by_worker = True
             if choice.finish_reason is not None:
-                pieces.append(choice.flush())
+                self.is_ended_by_worker = output.finish_reason is not None
+                text += choice.flush()
                 break
         return Delta(
             self._index,
-            pieces[0] if len(pieces) == 1 else "".join(pieces),
+            text,
             choice.num_tokens - num_before,
             choice.finish_reason,
             choice.stop_reason,

@@ -12,7 +12,6 @@ max_tokens is cut off.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from msgspec import Struct
@@ -33,8 +32,7 @@ _FINISH_REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StopRules:
+class StopRules(Struct, frozen=True, gc=False):
     """When a choice ends. Token ids in the two sets stop it; only the visible ones are shown."""
 
     hidden_ids: frozenset[int] = frozenset()
@@ -46,7 +44,7 @@ class StopRules:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        return self.hidden_ids | self.visible_ids
+        return self.hidden_ids | self.visible_ids if self.visible_ids else self.hidden_ids
 
 
 class Delta(Struct, gc=False):

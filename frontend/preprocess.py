@@ -6,6 +6,7 @@ Nothing here waits for anybody, except that a slow tokenizer encodes a long text
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -177,16 +178,20 @@ def _check_length(model: Model, request: ChatCompletionRequest | CompletionReque
         )
 
 
+_NO_IDS: frozenset[int] = frozenset()
+_id_set = lru_cache(frozenset[int])
+
+
 def _stop_rules(model: Model, request: ChatCompletionRequest | CompletionRequest) -> StopRules:
     """With ignore_eos nothing but max_tokens stops, as the worker is told too."""
     max_tokens, min_tokens = request.max_output_tokens, request.min_tokens or 0
     if request.ignore_eos:
         return StopRules(max_tokens=max_tokens, min_tokens=min_tokens)
-    own, eos = request.all_stop_token_ids, model.eos_token_ids
+    own, eos = frozenset(request.all_stop_token_ids), _id_set(model.eos_token_ids)
     is_visible = bool(request.include_stop_str_in_output)
     return StopRules(
-        hidden_ids=frozenset(eos) if is_visible else frozenset((*eos, *own)),
-        visible_ids=frozenset(own) if is_visible else frozenset(),
+        hidden_ids=eos if is_visible or not own else eos | own,
+        visible_ids=own if is_visible else _NO_IDS,
         strings=tuple(request.stop_strings),
         include_stop_string=is_visible,
         min_tokens=min_tokens,

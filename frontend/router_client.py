@@ -14,6 +14,8 @@ import random
 from collections.abc import Callable
 from types import TracebackType
 
+from msgspec import Struct
+
 from dynamo.frontend.model_table import ModelTable
 from dynamo.shared.channel import DealerChannel
 from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
@@ -37,28 +39,16 @@ HEARTBEAT_INTERVAL_S = 1.0
 PLACE_TIMEOUT_S = 2.0  # a router that takes longer counts as hung: place locally
 
 
-class PlacementWish:
-    """What the router needs to know to choose a worker for one request."""
+class PlacementWish(Struct, gc=False):
+    """What the router needs to know to choose a worker for one request. `excluded` grows with each failure."""
 
-    __slots__ = ("block_hashes", "dp_rank", "excluded", "instance_id", "mdcsum", "model", "num_tokens")
-
-    def __init__(
-        self,
-        model: str,
-        num_tokens: int,
-        *,
-        mdcsum: str = "",
-        block_hashes: bytes = b"",
-        instance_id: int | None = None,
-        dp_rank: int | None = None,
-    ) -> None:
-        self.model = model
-        self.num_tokens = num_tokens
-        self.mdcsum = mdcsum
-        self.block_hashes = block_hashes
-        self.instance_id = instance_id
-        self.dp_rank = dp_rank
-        self.excluded: list[int] = []
+    model: str
+    num_tokens: int
+    mdcsum: str = ""
+    block_hashes: bytes = b""
+    instance_id: int | None = None
+    dp_rank: int | None = None
+    excluded: list[int] = []
 
 
 class Placement:

@@ -21,7 +21,7 @@ class SseStream:
         self.exchange = exchange
         self._headers: HeaderBlock | None = headers
         self._keeper = keeper
-        self.written_at = keeper.now()
+        self.written_at = keeper.now
         keeper.streams.add(self)
 
     @property
@@ -33,7 +33,7 @@ class SseStream:
             self.exchange.start(200, _HEADERS + self._headers)
             self._headers = None
         self.exchange.write(events)
-        self.written_at = self._keeper.now()
+        self.written_at = self._keeper.now
 
     def finish(self, events: bytes = b"") -> None:
         self.write(events + DONE)
@@ -58,7 +58,7 @@ class KeepAlive:
     def __init__(self, interval_s: float) -> None:
         self.streams: set[SseStream] = set()
         loop = asyncio.get_running_loop()
-        self.now = loop.time
+        self.now = loop.time()  # to the second or so
         self._loop = loop
         self._interval_s = interval_s
         if interval_s:
@@ -68,7 +68,8 @@ class KeepAlive:
         self._timer = self._loop.call_later(min(1.0, self._interval_s / 2), self._look)
 
     def _look(self) -> None:
-        due = self.now() - self._interval_s
+        self.now = self._loop.time()
+        due = self.now - self._interval_s
         for stream in [s for s in self.streams if s.written_at <= due]:
             stream.keep_alive()
         self._schedule()

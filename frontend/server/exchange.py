@@ -46,7 +46,7 @@ class Exchange(ABC):
     is_complete: bool  # the answer is over, whole or aborted
     is_disconnected: bool
     is_writable: bool  # False from the high-water mark of unsent bytes until the low-water mark
-    on_disconnect: Callable[[], None] | None
+    on_disconnect: Callable[[], object] | None
     """Called once, in the loop tick in which the client is seen to be gone, unless the answer is complete by then.
 
     A client that closes its sending side is gone: nothing tells that apart from a close.
