@@ -12,8 +12,8 @@ from tests.support.fleet import LONG_PROMPT, fleet
 def test_a_silent_stream_carries_comments_and_still_ends_whole(tmp_path: Path) -> None:
     with fleet(tmp_path, "--sse-keep-alive-interval-ms=100", num_workers=1) as running:
         connection = http.client.HTTPConnection(*running.address, timeout=30)
-        body = {"model": running.model, "stream": True, "messages": [{"role": "user", "content": LONG_PROMPT}]}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        body = {"model": running.model, "stream": True, "prompt": LONG_PROMPT}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
         assert answer.status == 200
         lines = iter(answer.readline, b"")
