@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -20,9 +19,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support.waiting import PATIENCE_S, wait_until
+
 ROOT = Path(__file__).parent.parent
 PROCESSES = ("frontend", "router", "shared", "worker")
-PATIENCE_S = 60
 
 
 @dataclass
@@ -94,12 +94,10 @@ def server(environment: Environment, tmp_path: Path) -> Iterator[tuple[subproces
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"listening on (\S+)", log.read_text()):
-            return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"no address in\n{log.read_text()}")
+    wait_until(lambda: "listening on" in log.read_text() or process.poll() is not None, "its address")
+    found = re.search(r"listening on (\S+)", log.read_text())
+    assert found is not None, log.read_text()
+    return found[1]
 
 
 def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
@@ -146,10 +144,7 @@ def test_the_wheel_holds_every_file_that_git_knows(wheel: Path) -> None:
 
 def test_the_installed_wheel_serves(server: tuple[subprocess.Popen[bytes], str]) -> None:
     process, url = server
-    deadline = time.monotonic() + PATIENCE_S
-    while '"demo"' not in _body(f"{url}/v1/models"):
-        assert time.monotonic() < deadline, "the mock worker did not come up"
-        time.sleep(0.05)
+    wait_until(lambda: '"demo"' in _body(f"{url}/v1/models"), "the mock worker")
     assert _body(f"{url}/v1/completions", b'{"model":"demo","prompt":"hello","max_tokens":4}').startswith("{")
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from dynamo.frontend.main import DEMO_MODEL
-from tests.support.completions import PATIENCE_S, Completion, all_begun, all_ended
+from tests.support.completions import Completion, all_begun, all_ended
 from tests.support.etcd import EtcdServer
-from tests.support.fleet import LONG_PROMPT, SHORT_PROMPT, Fleet, HeldWorker, Metrics, fleet, fleet_in, get, until
+from tests.support.fleet import LONG_PROMPT, SHORT_PROMPT, Fleet, HeldWorker, Metrics, fleet, fleet_in, get
 from tests.support.processes import client_ports, cpu_ticks, is_alive, open_files, paused, resident_bytes
+from tests.support.waiting import PATIENCE_S, until
 
 STREAMS = 200
 MIB = 1 << 20

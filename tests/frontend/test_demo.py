@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PATIENCE_S = 60
+from tests.support.processes import is_alive
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def test_the_demo_answers_and_ctrl_c_leaves_nothing(demo: subprocess.Popen[str])
     assert len(children) == 5, "a router, two acceptors, two mock workers"
     demo.send_signal(signal.SIGINT)
     assert demo.wait(PATIENCE_S) == 0
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    assert not any(map(is_alive, children))
 
 
 def test_nothing_outlives_a_killed_supervisor(demo: subprocess.Popen[str]) -> None:
@@ -68,7 +67,4 @@ def test_nothing_outlives_a_killed_supervisor(demo: subprocess.Popen[str]) -> No
     children = descendants(demo.pid)
     demo.kill()
     demo.wait()
-    deadline = time.monotonic() + PATIENCE_S
-    while alive := [pid for pid in children if os.path.exists(f"/proc/{pid}")]:
-        assert time.monotonic() < deadline, f"still there: {alive}"
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_alive, children)), "the end of all children")

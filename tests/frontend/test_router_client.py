@@ -25,6 +25,7 @@ from dynamo.shared.messages import (
     WorkerFailed,
     WorkerSet,
 )
+from tests.support.waiting import until
 
 WORKERS = [Worker(1, "127.0.0.1:1", "p"), Worker(2, "127.0.0.1:2", "p")]
 SET = WorkerSet("set", "m", "ns", "backend", "generate", "aggregated", "sum", b"{}", [1, 2])
@@ -80,12 +81,6 @@ async def client(endpoint: str, router: ScriptedRouter) -> AsyncIterator[RouterC
     await asyncio.wait_for(made.first_table(), 5)
     yield made
     made.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_placement_is_asked_for_and_freed(client: RouterClient, router: ScriptedRouter) -> None:

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,23 +17,10 @@ import pytest
 
 from dynamo.frontend.listeners import ListenError, listen
 from dynamo.frontend.run_dir import RunDir
+from tests.support.processes import is_alive, paused
+from tests.support.waiting import PATIENCE_S, wait_until
 
 STANDIN = Path(__file__).parent.parent / "support" / "standin_supervisor.py"
-PATIENCE_S = 30
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class Running:
@@ -91,16 +76,6 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         running.process.wait()
         assert running.process.stdout is not None
         running.process.stdout.close()
-
-
-@contextmanager
-def paused(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_connections_are_spread_over_all_acceptors(supervise: Callable[..., Running]) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,8 +31,8 @@ from dynamo.shared.messages import (
 )
 from dynamo.shared.metrics import render
 from tests.router.scenario import card_value, instance_value
+from tests.support.waiting import PATIENCE_S, until
 
-PATIENCE_S = 30.0  # bounds a failure
 M = TypeVar("M", bound=RouterMessage)
 ENDPOINT = "ns/backend/generate"
 
@@ -119,12 +119,6 @@ class Acceptor:
         found = next(message for message in self.messages if isinstance(message, kind))
         self.messages.remove(found)
         return found
-
-
-async def until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_true():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

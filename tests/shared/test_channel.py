@@ -11,8 +11,7 @@ import zmq
 from dynamo.shared import channel
 from dynamo.shared.channel import DealerChannel, RouterChannel
 from dynamo.shared.messages import AcceptorMessage, Free, Heartbeat, Placed, RouterMessage, encode
-
-PATIENCE_S = 20.0  # bounds a failure; nothing takes a tenth of it
+from tests.support.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -62,12 +61,6 @@ async def pair(address: str) -> AsyncIterator[tuple[RouterEnd, DealerEnd]]:
         await until(lambda: dealer.channel.is_connected)
         yield router, dealer
         dealer.channel.close()
-
-
-async def until(is_true: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_true():
-            await asyncio.sleep(0.002)
 
 
 async def test_what_is_said_in_one_tick_travels_as_one_batch_in_order(address: str) -> None:

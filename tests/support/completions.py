@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import httptools
 
-PATIENCE_S = 60.0  # bounds a failure
+from tests.support.waiting import PATIENCE_S
 
 
 class Completion(asyncio.Protocol):

@@ -10,8 +10,7 @@ import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo.frontend.main import DEMO_MODEL
 from tests.support import held_worker
-from tests.support.completions import PATIENCE_S, Completion, complete
+from tests.support.completions import Completion, complete
 from tests.support.gateway import Gateway
 from tests.support.processes import client_ports
 from tests.support.server import Server
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SHORT_PROMPT = "Is anybody there?"
 LONG_PROMPT = "The quick brown fox jumps over the lazy dog. " * 6
@@ -187,18 +187,3 @@ def fleet_in(store: Mapping[str, str], *flags: str, num_workers: int = 1, mock_w
 def models_of(connection: http.client.HTTPConnection) -> set[str]:
     _, body = get(connection, "/v1/models")
     return {entry["id"] for entry in json.loads(body)["data"]}
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """The same for a test that has streams to read meanwhile."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        await asyncio.sleep(0.05)

@@ -33,12 +33,6 @@ class Served:
         return client
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll for what no event tells; a test that waits for ever is stopped by its runner."""
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 Serve = Callable[..., Awaitable[Served]]
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from dynamo.frontend.server import http1
 from dynamo.frontend.server.http1 import Http1Connection
-from tests.frontend.server.conftest import Serve, Served, until
+from tests.frontend.server.conftest import Serve, Served
+from tests.support.waiting import until
 
 POST = b"POST /echo?a=1&b=%20 HTTP/1.1\r\nHost: here\r\nX-Note: hi\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = (

@@ -17,8 +17,9 @@ from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 from dynamo.frontend.server.http2 import PREFACE, STREAM_WINDOW, Http2Connection
-from tests.frontend.server.conftest import Certificate, Serve, Served, until
+from tests.frontend.server.conftest import Certificate, Serve, Served
 from tests.frontend.server.raw_client import RawClient
+from tests.support.waiting import until
 
 CURL_WITHOUT_HTTP2 = 2  # "failed to initialize": an option it was not built for
 POST_ECHO = [(":method", "POST"), (":path", "/echo"), (":scheme", "http"), (":authority", "here")]

@@ -7,8 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from tests.frontend.server.conftest import Certificate, Serve, Served, until
+from tests.frontend.server.conftest import Certificate, Serve, Served
 from tests.frontend.server.raw_client import RawClient
+from tests.support.waiting import until
 
 HOLD = b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n"
 EARLY = b"GET /early HTTP/1.1\r\nhost: a\r\n\r\n"
