@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +12,10 @@ from typing import Any
 
 import dynamo.worker
 from tests.support.server import Server, free_port
+from tests.support.waiting import wait_until
 
 MODEL_PATH = Path(dynamo.worker.__file__).parent / "demo_model"
 ANCHOR_PYTHON = os.environ.get("DYNAMO_ORACLE_PYTHON", "")
-PATIENCE_S = 60.0  # bounds a failure
 NUM_CONNECTIONS = 24  # the kernel gives each to any acceptor: one of two is left out once in ten million times
 LOOPBACK = {
     "HF_HUB_OFFLINE": "1",
@@ -102,15 +100,15 @@ class AnchorFrontend(AnchorProcess):
         return f"http://127.0.0.1:{self.port}"
 
     def is_ready(self, output: str) -> bool:
-        return self.models() is not None
-
-    def models(self) -> set[str] | None:
-        """None while nobody answers."""
         try:
-            with urllib.request.urlopen(f"{self.base_url}/v1/models", timeout=10) as answer:
-                return {model["id"] for model in json.load(answer)["data"]}
-        except (OSError, urllib.error.URLError):
-            return None
+            self.models()
+        except OSError:
+            return False
+        return True
+
+    def models(self) -> set[str]:
+        with urllib.request.urlopen(f"{self.base_url}/v1/models", timeout=10) as answer:
+            return {model["id"] for model in json.load(answer)["data"]}
 
 
 class ScriptedWorker(AnchorProcess):
@@ -147,15 +145,6 @@ class ScriptedWorker(AnchorProcess):
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def until_everywhere(condition: Callable[[], object], what: str) -> None:
-    """Like `until`, for what several acceptors are asked: by so many connections that none is left out."""
-    until(lambda: all(condition() for _ in range(NUM_CONNECTIONS)), what)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Poll until it holds; raises when it does not in time."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {PATIENCE_S:g} s: {what}")
-        time.sleep(0.05)
+def wait_until_everywhere(condition: Callable[[], object], what: str) -> None:
+    """For what several acceptors are asked: by so many connections that none is left out."""
+    wait_until(lambda: all(condition() for _ in range(NUM_CONNECTIONS)), what)

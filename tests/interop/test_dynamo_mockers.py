@@ -12,7 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from tests.interop.anchor import Mocker, Store, until_everywhere
+from tests.interop.anchor import Mocker, Store, wait_until_everywhere
 from tests.support.gateway import Gateway
 
 MODEL = Mocker.model
@@ -28,7 +28,7 @@ def gateway(store: Store) -> Iterator[Gateway]:
             stack.enter_context(Mocker(store, "--speedup-ratio=100"))
         gateway = Gateway("--workers=2", store.flag, mock_workers=0, environment=store.environment)
         stack.enter_context(gateway)
-        until_everywhere(
+        wait_until_everywhere(
             lambda: gateway.models() == {MODEL} and len(gateway.instances()) == 2, "two workers of a model"
         )
         yield gateway

@@ -14,9 +14,10 @@ import pytest
 from openai import AsyncOpenAI, AsyncStream
 from openai.types import Completion
 
-from tests.interop.anchor import Mocker, Store, until, until_everywhere
+from tests.interop.anchor import Mocker, Store, wait_until_everywhere
 from tests.interop.conftest import open_store
 from tests.support.gateway import Gateway
+from tests.support.waiting import until
 
 MODEL = Mocker.model
 REAL_TIME = "--speedup-ratio=1"  # some milliseconds for a token
@@ -48,22 +49,22 @@ async def test_workers_come_and_go(store: Store, gateway: Gateway, client: Async
     with pytest.raises(openai.NotFoundError):
         await ask(client)
     with Mocker(store) as early:
-        until_everywhere(lambda: gateway.models() == {MODEL}, "the first worker's model")
+        wait_until_everywhere(lambda: gateway.models() == {MODEL}, "the first worker's model")
         assert [await num_cached(client, NEW_PROMPT) for _ in range(2)] == [0, 16]
         with Mocker(store):
-            until_everywhere(lambda: len(gateway.instances()) == 2, "the second worker")
+            wait_until_everywhere(lambda: len(gateway.instances()) == 2, "the second worker")
             assert {await num_cached(client, NEW_PROMPT) for _ in range(2)} == {0, 16}
             early.stop()
-            until_everywhere(lambda: len(gateway.instances()) == 1, "the first worker is gone")
+            wait_until_everywhere(lambda: len(gateway.instances()) == 1, "the first worker is gone")
             assert [await num_cached(client, NEW_PROMPT) for _ in range(2)] == [16, 16]
-    until_everywhere(lambda: gateway.models() == set(), "the model is gone")
+    wait_until_everywhere(lambda: gateway.models() == set(), "the model is gone")
     with pytest.raises(openai.NotFoundError):
         await ask(client)
 
 
 async def test_a_worker_killed_mid_stream(store: Store, gateway: Gateway, client: AsyncOpenAI) -> None:
     with Mocker(store, REAL_TIME) as doomed, Mocker(store, REAL_TIME) as survivor:
-        until_everywhere(lambda: len(gateway.instances()) == 2, "two workers")
+        wait_until_everywhere(lambda: len(gateway.instances()) == 2, "two workers")
         streams = [await open_stream(client, max_tokens=1000) for _ in range(2)]
         unary = [asyncio.create_task(ask(client, max_tokens=1000)) for _ in range(2)]
         await until_placed(gateway, 4)
@@ -83,7 +84,7 @@ async def test_a_worker_killed_mid_stream(store: Store, gateway: Gateway, client
 
         assert [await ask(client) for _ in range(10)] == [2] * 10
         doomed.start()
-        until_everywhere(lambda: len(gateway.instances()) >= 2, "the worker is back")
+        wait_until_everywhere(lambda: len(gateway.instances()) >= 2, "the worker is back")
         survivor.stop()
         assert [await ask(client) for _ in range(10)] == [2] * 10
 
@@ -94,7 +95,7 @@ async def test_a_client_that_leaves_frees_the_worker(
 ) -> None:
     """The worker serves one request at a time: another one waits until the first is cancelled."""
     with Mocker(store, REAL_TIME, ONE_SEAT):
-        until_everywhere(lambda: gateway.models() == {MODEL}, "the model")
+        wait_until_everywhere(lambda: gateway.models() == {MODEL}, "the model")
         async with asyncio.TaskGroup() as tasks:
             leaving = tasks.create_task(leave_late(client) if is_streamed else ask(client, max_tokens=30_000))
             await until_placed(gateway, 1)
@@ -135,7 +136,7 @@ async def leave_late(client: AsyncOpenAI) -> None:
 
 async def until_placed(gateway: Gateway, count: int) -> None:
     """Until the router says that so many requests are with workers."""
-    await asyncio.to_thread(until, lambda: num_placed(gateway) == count, f"{count} requests with workers")
+    await until(lambda: num_placed(gateway) == count, f"{count} requests with workers")
 
 
 def num_placed(gateway: Gateway) -> int:

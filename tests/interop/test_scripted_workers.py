@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.interop.anchor import AnchorFrontend, ScriptedWorker, Store, file_store, until
+from tests.interop.anchor import AnchorFrontend, ScriptedWorker, Store, file_store
 from tests.support.gateway import Gateway
+from tests.support.waiting import wait_until
 
 NAMESPACE = "custom"
 INK, AT, QUOTE, CTORY, UME = 1000, 1001, 1002, 1004, 1003  # tokens of the demo model
@@ -75,7 +76,7 @@ def frontends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontends]:
     with ExitStack() as stack:
         for server in (*workers.values(), elsewhere, ours, real):
             stack.enter_context(server)
-        until(lambda: ours.models() == real.models() == set(workers), "the models of the namespace, and no others")
+        wait_until(lambda: ours.models() == real.models() == set(workers), "the models of the namespace, and no others")
         yield Frontends(ours.base_url, real.base_url, workers)
         assert "Traceback" not in ours.log
         assert elsewhere.calls == []
@@ -235,7 +236,7 @@ def test_a_stop_string_kills_the_generation(frontends: Frontends, worker: Script
     answer = post(frontends.ours, CHAT, model=worker.model, stop=[" @c"])
     assert answer.json()["choices"][0]["message"]["content"] == "ink"
     assert answer.json()["choices"][0]["finish_reason"] == "stop"
-    until(lambda: ending_of_the_last_call(worker) == "killed", "the worker is told")
+    wait_until(lambda: ending_of_the_last_call(worker) == "killed", "the worker is told")
 
 
 def test_a_client_that_leaves_kills_the_generation(frontends: Frontends, worker: ScriptedWorker) -> None:
@@ -245,7 +246,7 @@ def test_a_client_that_leaves_kills_the_generation(frontends: Frontends, worker:
         lines = answer.iter_lines()
         assert "ink" in next(lines)
         assert ending_of_the_last_call(worker) is None
-    until(lambda: ending_of_the_last_call(worker) == "killed", "the worker is told")
+    wait_until(lambda: ending_of_the_last_call(worker) == "killed", "the worker is told")
 
 
 def ending_of_the_last_call(worker: ScriptedWorker) -> str | None:

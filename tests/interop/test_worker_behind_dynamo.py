@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,59 +23,43 @@ from dynamo.worker import (
     WorkerType,
     register_llm,
 )
-from tests.interop.dynamo import answers, dynamo_frontend, needs_dynamo, until
-from tests.support.etcd import EtcdServer
-
-pytestmark = [pytest.mark.interop, needs_dynamo]
+from tests.interop.anchor import AnchorFrontend, Store
+from tests.support.waiting import until, wait_until
 
 MODEL = "mocked"
 MESSAGES: Any = [{"role": "user", "content": "Tell me about the sea."}]
 
 
-@pytest.fixture(scope="module", params=["file", "etcd"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables that lead frontends and workers to one store."""
-    if request.param == "file":
-        yield {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(tmp_path_factory.mktemp("kv"))}
-        return
-    with EtcdServer() as etcd:
-        yield {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": etcd.url}
-
-
 @pytest.fixture(scope="module")
-def frontend(store: dict[str, str]) -> Iterator[str]:
-    with dynamo_frontend(store, "--router-mode", "round-robin") as url:
-        yield url
+def frontend(store: Store) -> Iterator[AnchorFrontend]:
+    with AnchorFrontend(store, "--router-mode=round-robin") as frontend:
+        yield frontend
 
 
 @contextmanager
-def our_worker(store: dict[str, str], *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def our_worker(store: Store, *flags: str) -> Iterator[None]:
     read_fd, write_fd = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "dynamo.worker", "--model-name", MODEL, "--ready-fd", str(write_fd), *flags],
-        env={**os.environ, **store, "DYN_TCP_RPC_HOST": "127.0.0.1"},
+        [sys.executable, "-m", "dynamo.worker", store.flag, "--model-name", MODEL, "--ready-fd", str(write_fd), *flags],
+        env=os.environ | store.environment,
         pass_fds=[write_fd],
     )
     os.close(write_fd)
     try:
         with os.fdopen(read_fd, "rb") as ready:
             assert ready.read() == b"ready\n"
-        yield process
+        yield
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
 
 
-def wait_for_model(frontend: str, name: str) -> None:
-    until(lambda: f'"{name}"'.encode() in answers(f"{frontend}/v1/models"), lambda: f"{name} did not appear")
-
-
 @pytest.fixture(scope="module")
-def client(store: dict[str, str], frontend: str) -> Iterator[OpenAI]:
+def client(store: Store, frontend: AnchorFrontend) -> Iterator[OpenAI]:
     """Talks to the real frontend in front of one mocker of ours."""
     with our_worker(store, "--speedup-ratio", "0", "--block-size", "16"):
-        wait_for_model(frontend, MODEL)
-        with OpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as client:
+        wait_until(lambda: MODEL in frontend.models(), "our mocker's model")
+        with OpenAI(base_url=f"{frontend.base_url}/v1", api_key="none", max_retries=0) as client:
             yield client
 
 
@@ -124,8 +107,8 @@ def test_a_text_that_ends_by_itself(client: OpenAI) -> None:
     assert answer.choices[0].text
 
 
-async def test_many_at_once(client: OpenAI, frontend: str) -> None:
-    async with AsyncOpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as many:
+async def test_many_at_once(client: OpenAI, frontend: AnchorFrontend) -> None:
+    async with AsyncOpenAI(base_url=f"{frontend.base_url}/v1", api_key="none", max_retries=0) as many:
         answers = await asyncio.gather(
             *(
                 many.completions.create(model=MODEL, prompt=f"Number {number}", max_tokens=1 + number % 30)
@@ -136,10 +119,10 @@ async def test_many_at_once(client: OpenAI, frontend: str) -> None:
 
 
 async def test_a_client_that_leaves_and_errors_that_arrive(
-    store: dict[str, str], frontend: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, frontend: AnchorFrontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler of our own, in this process, so that its context can be looked at."""
-    for name, value in {**store, "DYN_TCP_RPC_HOST": "127.0.0.1"}.items():
+    for name, value in {**store.environment, "DYN_DISCOVERY_BACKEND": store.backend}.items():
         monkeypatch.setenv(name, value)
     contexts: list[Context] = []
 
@@ -162,8 +145,8 @@ async def test_a_client_that_leaves_and_errors_that_arrive(
         "ours",
         worker_type=WorkerType.Aggregated,
     )
-    await asyncio.to_thread(wait_for_model, frontend, "ours")
-    async with AsyncOpenAI(base_url=f"{frontend}/v1", api_key="none", max_retries=0) as client:
+    await until(lambda: "ours" in frontend.models(), "this worker's model")
+    async with AsyncOpenAI(base_url=f"{frontend.base_url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.chat.completions.create(model="ours", messages=MESSAGES, max_tokens=4000, stream=True)
         await anext(aiter(stream))
         assert not contexts[0].is_stopped()
@@ -175,9 +158,9 @@ async def test_a_client_that_leaves_and_errors_that_arrive(
     await runtime.wait_closed()
 
 
-def test_a_worker_that_left_is_asked_no_more(store: dict[str, str], frontend: str, tmp_path: Path) -> None:
+def test_a_worker_that_left_is_asked_no_more(store: Store, frontend: AnchorFrontend) -> None:
     with our_worker(
         store, "--engine", "echo", "--model-name", "leaving", "--endpoint", "dyn://leaving.backend.generate"
     ):
-        wait_for_model(frontend, "leaving")
-    until(lambda: b'"leaving"' not in answers(f"{frontend}/v1/models"), lambda: "the model is still listed")
+        wait_until(lambda: "leaving" in frontend.models(), "the model")
+    wait_until(lambda: "leaving" not in frontend.models(), "the end of the model")
