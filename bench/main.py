@@ -19,7 +19,7 @@ from bench.cases import CASES, Case
 from bench.compare import FRONTEND_CORE, LOAD_CORE, Plan, Results, run
 from bench.frontends import anchor, anchor_python, ours
 
-OUR_PACKAGES = ("granian", "uvloop", "msgspec", "orjson", "pyzmq", "fastokens", "tokenizers", "minijinja")
+OUR_PACKAGES = ("httptools", "uvloop", "msgspec", "pyzmq", "fastokens", "tokenizers", "minijinja")
 ANCHOR_PACKAGES = ("ai-dynamo", "ai-dynamo-runtime", "fastokens", "uvloop")
 
 
