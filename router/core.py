@@ -58,7 +58,7 @@ class Rules(Struct, frozen=True, kw_only=True):
 
 
 class Router:
-    def __init__(self, rules: Rules, incarnation: int, rng: random.Random) -> None:
+    def __init__(self, rules: Rules, rng: random.Random) -> None:
         self.rules = rules
         self.table = ModelTable(lambda: SELECTORS[rules.router_mode](rng))
         self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor)
@@ -66,7 +66,6 @@ class Router:
         self.num_left_out = 0  # discovery entries that the table had no room for
         self.num_turned_away = 0
         self._outcomes: dict[str, int] = {}
-        self._incarnation = incarnation
         self._rng = rng
         self._has_enough_workers = rules.min_initial_workers <= 0
 
@@ -181,7 +180,7 @@ class Router:
                 log.error("turned acceptor %s away: there are %d already", hello.acceptor, len(self.acceptors))
             return []
         workers, sets = self.table.published()
-        return [Welcome(self._incarnation, self.rules.router_mode, self.table.version, workers, sets)]
+        return [Welcome(self.rules.router_mode, self.table.version, workers, sets)]
 
     def _inhibit(self, failure: WorkerFailed, now: float) -> None:
         duration_s = self.rules.inhibited_duration_s

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import random
-import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class RouterServer:
     """Serves one `bind` address; made and used inside the running loop."""
 
     def __init__(self, config: RouterConfig, discovery: Discovery) -> None:
-        self._core = Router(config.rules, secrets.randbits(63), random.Random(config.random_seed))
+        self._core = Router(config.rules, random.Random(config.random_seed))
         self._bind = config.bind
         self._discovery = discovery
         self._loop = asyncio.get_running_loop()

@@ -1,9 +1,9 @@
-"""Hashes of token blocks, as every Dynamo 1.6.1 worker and router computes them. Source: wire.md §4.5.
+"""Hashes of token blocks, as every Dynamo 1.6.1 worker and router computes them.
 
     block hash      of one full block of tokens: what KV events carry as `tokens_hash`
     sequence hash   of a block and all before it: identifies a prefix
 
-Tokens come as packed u32 LE, hashes are u64; `pack_hashes` is the form in which they cross a process boundary.
+Tokens come as packed u32 LE, hashes are u64.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from xxhash import xxh3_64_intdigest
 
@@ -31,18 +31,10 @@ def hash_seed(lora_name: str | None = None, cache_salt: str | None = None) -> in
 
 
 def pack_tokens(token_ids: Iterable[int]) -> bytes:
-    return _little_endian(array("I", token_ids))
-
-
-def pack_hashes(hashes: Iterable[int]) -> bytes:
-    return _little_endian(array("Q", hashes))
-
-
-def unpack_hashes(packed: bytes) -> Sequence[int]:
-    hashes = array("Q", packed)
+    values = array("I", token_ids)
     if sys.byteorder == "big":
-        hashes.byteswap()
-    return hashes
+        values.byteswap()
+    return values.tobytes()
 
 
 def block_hashes(packed_tokens: bytes | memoryview, block_size: int, seed: int = SEED) -> list[int]:
@@ -64,9 +56,3 @@ def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> l
 
 def next_sequence_hash(parent: int, block_hash: int) -> int:
     return xxh3_64_intdigest(_U64_PAIR.pack(parent, block_hash), SEED)
-
-
-def _little_endian(values: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()

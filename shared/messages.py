@@ -104,7 +104,6 @@ AcceptorMessage = Hello | Place | Free | WorkerFailed | Heartbeat | Goodbye
 class Welcome(Wire, tag=1, frozen=True):
     """Answer to Hello: the whole table. `router_mode` tells the acceptor whether to send block hashes."""
 
-    router_incarnation: int
     router_mode: str
     version: int
     workers: list[Worker]

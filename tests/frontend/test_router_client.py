@@ -46,7 +46,7 @@ class ScriptedRouter:
         for message in messages:
             self.heard.append(message)
             if isinstance(message, Hello):
-                self.say(Welcome(1, "round-robin", 1, WORKERS, [SET]))
+                self.say(Welcome("round-robin", 1, WORKERS, [SET]))
             elif isinstance(message, Place) and (answer := self.answer(message)) is not None:
                 self.say(answer)
         self._news.set()

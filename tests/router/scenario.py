@@ -102,7 +102,7 @@ def card_value(instance_id: int, endpoint: str, options: dict[str, str]) -> byte
 class Scenario:
     def __init__(self) -> None:
         self.now = 0.0
-        self.router = Router(Rules(), 1, random.Random(0))
+        self.router = Router(Rules(), random.Random(0))
         self.peers: dict[str, bytes] = {}  # acceptor -> its connection
         self.output: list[str] = []
 
@@ -121,7 +121,7 @@ class Scenario:
 
     def do_rules(self, _words: list[str], options: dict[str, str]) -> None:
         values = {RULES[name][0]: RULES[name][1](value) for name, value in options.items()}
-        self.router = Router(msgspec.convert(values, Rules), 1, random.Random(0))
+        self.router = Router(msgspec.convert(values, Rules), random.Random(0))
 
     def do_instance(self, words: list[str], _options: dict[str, str]) -> None:
         worker, endpoint = id_of(words[0]), words[1]

@@ -13,7 +13,7 @@ from tests.router.scenario import card_value, instance_value
 
 
 def router_with(workers: dict[str, range], rules: Rules | None = None) -> Router:
-    router = Router(rules or Rules(router_mode="random"), 1, random.Random(3))
+    router = Router(rules or Rules(router_mode="random"), random.Random(3))
     for endpoint, ids in workers.items():
         add(router, endpoint, ids)
     return router

@@ -6,10 +6,8 @@ from dynamo.shared.hashing import (
     block_hashes,
     hash_seed,
     next_sequence_hash,
-    pack_hashes,
     pack_tokens,
     sequence_hashes,
-    unpack_hashes,
 )
 
 TOKENS = pack_tokens(range(100, 170))  # four blocks of 16 and a rest
@@ -38,8 +36,3 @@ def test_a_sequence_hash_stands_for_all_blocks_before_it() -> None:
     assert chain[0] == PLAIN[0]
     assert chain[1] == next_sequence_hash(PLAIN[0], PLAIN[1])
     assert sequence_hashes(PLAIN[2:], parent=chain[1]) == chain[2:]
-
-
-def test_hashes_survive_packing() -> None:
-    assert list(unpack_hashes(pack_hashes(PLAIN))) == PLAIN
-    assert pack_hashes([1]) == b"\1\0\0\0\0\0\0\0"
