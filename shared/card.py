@@ -1,4 +1,4 @@
-"""Reading what workers put into discovery: instances, registrations, model deployment cards (wire.md §1.4, §1.5)."""
+"""Reading what workers put into discovery: instances, registrations, model deployment cards."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def slugify(name: str) -> str:
 
 
 def mdcsum(card: ModelDeploymentCard) -> str:
-    """Checksum over what workers of one set must agree on, and that requests carry as `mdc_sum` (wire.md §1.5)."""
+    """Checksum over what workers of one set must agree on, and that requests carry as `mdc_sum`."""
     return blake3(b"".join(_mdcsum_parts(card))).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Byte framing of the request plane, without IO. Source: wire.md §2.1-§2.2.
+"""Byte framing of the request plane, without IO.
 
 two-part   u64 BE header_len | u64 BE data_len | u64 BE checksum (0) | header | data
 request    u16 BE path_len | path | u16 BE headers_len | headers (JSON) | u32 BE payload_len | payload (a two-part)

@@ -82,7 +82,7 @@ class Free(Wire, tag=3, frozen=True):
 
 
 class WorkerFailed(Wire, tag=4, frozen=True):
-    """The acceptor could not reach this instance or lost it mid-stream: inhibit it for a while (wire.md §2.7)."""
+    """The acceptor could not reach this instance or lost it mid-stream: inhibit it for a while."""
 
     instance_id: int
     reason: str

@@ -1,4 +1,4 @@
-"""The response socket: the worker dials the frontend that asked and streams its answer. Source: wire.md §2.3.
+"""The response socket: the worker dials the frontend that asked and streams its answer.
 
     handshake, prologue, data frame..., complete_final, sentinel; then the frontend closes
 

@@ -1,4 +1,4 @@
-"""Model deployment cards as a worker writes them. Source: wire.md §1.5."""
+"""Model deployment cards as a worker writes them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@
     HttpError                an HTTP status and message chosen by the handler
 
 Any other exception is told by its class name and text, as the kind that `BUILTINS` gives it or Unknown.
-Source: wire.md §2.4, and the answers of a 1.6.1 worker to each of these.
+Source: the answers of a 1.6.1 worker to each of these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attach models to endpoints. The call is that of `dynamo.llm.register_model` (wire.md §1.5)."""
+"""Attach models to endpoints. The call is that of `dynamo.llm.register_model`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request plane of a worker: one TCP listener for all endpoints of the process. Source: wire.md §2.2.
+"""The request plane of a worker: one TCP listener for all endpoints of the process.
 
 Requests arrive pipelined on the frontends' pooled connections and are acknowledged in order: an empty ack accepts, a
 text refuses. The answer takes another way (`call_home`).

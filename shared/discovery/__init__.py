@@ -1,6 +1,6 @@
 """Where workers say that they exist. One interface, a file per backend.
 
-Keys and values are those of wire.md §1: `bucket` is one of the `v1/...` buckets, `key` the rest.
+Keys and values are those of Dynamo 1.6.1: `bucket` is one of the `v1/...` buckets, `key` the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bucket of the file store on disk: names, atomic writes, expiry. Blocking, for one thread. Source: wire.md §1.3."""
+"""A bucket of the file store on disk: names, atomic writes, expiry. Blocking, for one thread."""
 
 from __future__ import annotations
 

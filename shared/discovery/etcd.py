@@ -1,4 +1,4 @@
-"""Discovery through etcd. Source: wire.md §1.2.
+"""Discovery through etcd.
 
 The lease id is the identity of the process, so it never changes: when etcd loses the lease (it expired, or etcd came
 back with an empty disk), the same id is granted again and everything published is put back under the same keys.

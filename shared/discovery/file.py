@@ -1,4 +1,4 @@
-"""Discovery through a directory that all participants share. Source: wire.md §1.3.
+"""Discovery through a directory that all participants share.
 
 An entry is a file `<root>/<bucket>/<percent-encoded key>`. Its owner touches it every TTL/3; whoever finds one that was
 not touched for the TTL deletes it.

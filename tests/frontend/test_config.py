@@ -1,4 +1,4 @@
-"""Flags and variables as users and the seed documents write them."""
+"""Flags and variables as users and the documents of Dynamo 1.6.1 write them."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_flag_beats_a_variable_beats_the_default() -> None:
     assert load(DYN_HTTP_PORT="").http_port == 8000
 
 
-def test_seed_command_for_kv_routing_is_accepted() -> None:
+def test_a_command_for_kv_routing_is_accepted() -> None:
     config, provenance = FrontendConfig.load(
         ["--router-mode", "kv", "--kv-overlap-score-weight", "1.5", "--router-temperature=0.2", "--no-kv-events"],
         {"DYN_ROUTER_REPLICA_SYNC": "true"},
