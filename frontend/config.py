@@ -122,7 +122,10 @@ class ServingOptions(Config):
         None, env="DYN_MODEL_PATH", help="Directory to look in for files of a model card that are not where it says."
     )
     migration_limit: int = option(
-        0, env="DYN_MIGRATION_LIMIT", minimum=0, help="How often a request may move to another worker after a failure."
+        0,
+        env="DYN_MIGRATION_LIMIT",
+        minimum=0,
+        help="How often a request may move to another worker in mid-answer; without effect in this version.",
     )
     tokenizer: str = option(
         "default",

@@ -4,7 +4,7 @@
     we      "kill" when nobody wants the rest, then close
 
 One `EngineStream` per request waits under a one-time subject until a worker shows it. Frames are decoded as they
-arrive and handed over in batches: all that has come since the consumer last looked.
+arrive and handed over in batches: all that one read has brought.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 
@@ -97,18 +97,29 @@ def error_of_worker(payload: WorkerErrorPayload | None, comment: list[str] | Non
     return BackendError(payload.message or klass, *_CLASSES[klass])
 
 
+class Consumer(Protocol):
+    """Where a stream's items go."""
+
+    def take(self, outputs: list[EngineOutput]) -> bool:
+        """All that has come at once. False: nothing more before `ready`."""
+
+    async def ready(self) -> bool:
+        """After a refusal: when more may come. False if nothing more is wanted."""
+
+
 class EngineStream:
     """What one worker answers to one request.
 
-    `async for outputs in stream` yields non-empty lists of new items until the worker completed; raises WorkerError
-    when it failed, died or fell silent for longer than `timeout_s`. Leave through `close()`, which kills a worker
-    that still runs.
+    `relay` hands it over. A stream fails with a WorkerError when the worker failed, died or fell silent for longer than
+    `timeout_s`. Leave through `close()`, which kills a worker that still runs.
     """
 
     __slots__ = (
         "_connection",
+        "_consumer",
         "_error",
         "_is_done",
+        "_is_held",
         "_last_frame_at",
         "_loop",
         "_outputs",
@@ -130,8 +141,10 @@ class EngineStream:
         self._connection: ResponseConnection | None = None
         self._outputs: list[EngineOutput] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._error: WorkerError | None = None
+        self._error: Exception | None = None
         self._is_done = False
+        self._consumer: Consumer | None = None
+        self._is_held = False  # the consumer is to be asked before it gets more
         self._last_frame_at = server.now
         self.subject = subject
         self.instance_id = instance_id
@@ -140,21 +153,30 @@ class EngineStream:
         self.has_prologue = False
         self.is_ending = False  # set by the consumer: the worker said its last word, only the formalities are missing
 
-    def __aiter__(self) -> EngineStream:
-        return self
+    async def relay(self, consumer: Consumer) -> None:
+        """Give the consumer what arrives until the worker completed or the consumer has enough; raises what it failed
+        with.
 
-    async def __anext__(self) -> list[EngineOutput]:
-        while not self._outputs:
-            if self._error is not None:
+        Items are taken in the tick in which they arrive, without a task in between: this coroutine only looks after the
+        ends and after a consumer that is full.
+        """
+        self._consumer = consumer
+        self._deliver()
+        while True:
+            if self._is_held:
+                if not await consumer.ready():
+                    return
+                self._is_held = False
+                if self._connection is not None:
+                    self._connection.resume()
+                self._deliver()
+            elif self._error is not None:
                 raise self._error
-            if self._is_done:
-                raise StopAsyncIteration
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        outputs, self._outputs = self._outputs, []
-        if self._connection is not None:
-            self._connection.resume()
-        return outputs
+            elif self._is_done:
+                return
+            else:
+                self._waiter = self._loop.create_future()
+                await self._waiter
 
     @property
     def is_waiting(self) -> bool:
@@ -182,6 +204,7 @@ class EngineStream:
     def close(self) -> None:
         """Nobody wants more. Safe at any time and more than once."""
         self._server.forget(self)
+        self._consumer = None
         if self._connection is not None:
             self._connection.leave(kill=not (self._is_done or self.is_ending))
             self._connection = None
@@ -217,15 +240,22 @@ class EngineStream:
         else:
             self.fail(WorkerRefused(f"The worker refused the request: {prologue.error}"))
 
-    def wake_consumer(self) -> None:
-        """After all frames of one read were pushed."""
+    def end_of_read(self) -> None:
+        """All frames of one read were pushed."""
         self._last_frame_at = self._server.now
-        waiter = self._waiter
-        if waiter is not None:
-            if self._outputs or self._is_done or self._error is not None:
-                self._wake()
-        elif len(self._outputs) > MAX_PENDING_OUTPUTS and self._connection is not None:
+        self._deliver()
+        if len(self._outputs) > MAX_PENDING_OUTPUTS and self._connection is not None:
             self._connection.pause()
+
+    def _deliver(self) -> None:
+        if self._outputs and not self._is_held and self._consumer is not None:
+            outputs, self._outputs = self._outputs, []
+            try:
+                self._is_held = not self._consumer.take(outputs)
+            except Exception as error:  # this runs for the request, so the request fails with it, in `relay`
+                self._error = error
+        if self._is_held or self._is_done or self._error is not None:
+            self._wake()
 
     def end_of_connection(self, reason: str) -> None:
         self._connection = None
@@ -283,7 +313,7 @@ class ResponseConnection(asyncio.Protocol):
         if consumed < len(data):
             self._held += memoryview(data)[consumed:]
         if self._stream is not None:
-            self._stream.wake_consumer()
+            self._stream.end_of_read()
 
     # ---- frames
 

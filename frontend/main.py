@@ -65,8 +65,11 @@ def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: 
 
 
 def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
-    if names := FrontendConfig.given(provenance):
-        log.warning("accepted, but without effect until KV-aware routing is there: %s", ", ".join(names))
+    names = FrontendConfig.given(provenance)
+    if config.migration_limit:
+        names.append("migration_limit")
+    if names:
+        log.warning("accepted, but without effect in this version: %s", ", ".join(names))
 
 
 def raise_fd_limit(target: int) -> None:

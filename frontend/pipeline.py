@@ -92,12 +92,15 @@ class Pipeline:
                 record.note_placed(perf_counter(), placed.instance_id)
                 try:
                     with await self._open(placed, prepared, call_id) as stream:
-                        await self._relay(stream, Answer(prepared, index), record, sink)
-                    return
+                        answer = Answer(prepared, index, record, sink)
+                        await stream.relay(answer)
+                        stream.is_ending = answer.is_ended_by_worker
+                    break
                 except WorkerError as error:
                     self._note_failure(placed.instance_id, error)
                     if not self._may_ask_another(wish, placed, error):
                         raise
+        answer.finish()
 
     # ---- one attempt
 
@@ -106,23 +109,6 @@ class Pipeline:
         if worker is None:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
         return await self._engine.generate(worker, call_id, prepared.wire_request(worker.codec))
-
-    async def _relay(self, stream: EngineStream, answer: Answer, record: RequestRecord, sink: Sink) -> None:
-        """All that has arrived since the last look becomes one delta."""
-        async for outputs in stream:
-            delta = answer.push(outputs)
-            if not record.first_token_at:
-                record.first_token_at = perf_counter()
-            record.num_output_tokens += delta.num_tokens
-            if delta.finish_reason is not None:
-                stream.is_ending = answer.is_ended_by_worker
-                break
-            if (delta.text or delta.logprobs) and sink.push(delta):
-                await sink.drain()
-        else:
-            delta = answer.finish()
-        record.note_end(perf_counter(), answer.num_cached_tokens)
-        sink.push(delta)
 
     def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
         """After a failure that left the request unbegun, while there are workers it was not offered to."""
@@ -147,22 +133,50 @@ class Pipeline:
 
 
 class Answer:
-    """One choice, fed by one worker's stream."""
+    """One choice on its way from a worker's stream to a sink. What one read has brought becomes one delta.
 
-    __slots__ = ("_choice", "_index", "is_ended_by_worker", "num_cached_tokens")
+    The last delta is kept for `finish`, when the placement is freed and the worker let go already.
+    """
 
-    def __init__(self, prepared: Prepared, index: int) -> None:
-        self._index = index
+    __slots__ = ("_choice", "_index", "_last", "_num_cached_tokens", "_record", "_sink", "is_ended_by_worker")
+
+    def __init__(self, prepared: Prepared, index: int, record: RequestRecord, sink: Sink) -> None:
         self._choice = make_choice(
             prepared.model.vocabulary,
             prepared.rules,
             skip_special_tokens=bool(prepared.output.skip_special_tokens),
             with_logprobs=prepared.output.logprobs is not None,
         )
+        self._index = index
+        self._record = record
+        self._sink = sink
+        self._last: Delta | None = None
+        self._num_cached_tokens: int | None = None
         self.is_ended_by_worker = False
-        self.num_cached_tokens: int | None = None
 
-    def push(self, outputs: list[EngineOutput]) -> Delta:
+    def take(self, outputs: list[EngineOutput]) -> bool:
+        delta = self._fold(outputs)
+        record = self._record
+        record.num_output_tokens += delta.num_tokens
+        if not record.first_token_at:
+            record.first_token_at = perf_counter()
+        if delta.finish_reason is not None:
+            self._last = delta
+            return False
+        return not (delta.text or delta.logprobs) or not self._sink.push(delta)
+
+    async def ready(self) -> bool:
+        if self._last is not None:
+            return False
+        await self._sink.drain()
+        return True
+
+    def finish(self) -> None:
+        """A worker that completed without giving a reason has simply stopped."""
+        self._record.note_end(perf_counter(), self._num_cached_tokens)
+        self._sink.push(self._last or Delta(self._index, self._choice.flush(), 0, "stop"))
+
+    def _fold(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice
         num_before, text = choice.num_tokens, ""
         for output in outputs:
@@ -182,11 +196,7 @@ class Answer:
             choice.take_logprobs(),
         )
 
-    def finish(self) -> Delta:
-        """The worker completed without giving a reason: it has simply stopped."""
-        return Delta(self._index, self._choice.flush(), 0, "stop")
-
     def _note_usage(self, usage: dict[str, object]) -> None:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
-            self.num_cached_tokens = cached
+            self._num_cached_tokens = cached

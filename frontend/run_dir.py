@@ -19,8 +19,9 @@ class RunDir:
         parent = parent or _best_parent()
         _remove_abandoned(parent)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        self._lock = os.open(self.path / "unlocked", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.rename(self.path / "unlocked", self.path / "lock")  # whoever finds a lock finds it held
         self.metrics.mkdir()
         self.store.mkdir()
 

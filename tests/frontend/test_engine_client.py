@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from dynamo.frontend.engine_client import EngineClient, EngineLimits, WorkerAtCapacity
-from dynamo.frontend.engine_stream import MAX_PENDING_OUTPUTS, EngineStream, ResponseServer
+from dynamo.frontend.engine_stream import EngineStream, ResponseServer
 from dynamo.frontend.preprocess import pack_token_ids
 from dynamo.shared.errors import (
     BackendError,
@@ -24,7 +24,14 @@ from dynamo.shared.errors import (
 )
 from dynamo.shared.framing import KILL, TWO_PART_PREFIX
 from dynamo.shared.messages import Worker
-from dynamo.shared.protocol import OutputOptions, PreprocessedRequest, Routing, SamplingOptions, StopConditions
+from dynamo.shared.protocol import (
+    EngineOutput,
+    OutputOptions,
+    PreprocessedRequest,
+    Routing,
+    SamplingOptions,
+    StopConditions,
+)
 from tests.support.raw_worker import Call, RawWorker, raw_worker
 
 LIMITS = EngineLimits(max_message_size=1 << 20)
@@ -78,8 +85,32 @@ async def worker() -> AsyncIterator[RawWorker]:
         yield made
 
 
+class Collected:
+    """A consumer that takes everything, or `limit` batches; while `gate` is closed it is full after each batch."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._limit = limit
+
+    def take(self, outputs: list[EngineOutput]) -> bool:
+        self.batches.append([token for output in outputs for token in output.token_ids])
+        return self.gate.is_set() and self._limit is None
+
+    async def ready(self) -> bool:
+        await self.gate.wait()
+        return self._limit is None or len(self.batches) < self._limit
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for batch in self.batches for token in batch]
+
+
 async def token_ids(stream: EngineStream) -> list[int]:
-    return [token async for outputs in stream for output in outputs for token in output.token_ids]
+    collected = Collected()
+    await stream.relay(collected)
+    return collected.token_ids
 
 
 async def begun(plane: Plane, worker: RawWorker, codec: str = "msgpack") -> tuple[EngineStream, Call]:
@@ -230,9 +261,10 @@ async def test_what_arrived_before_a_death_is_delivered_first(plane: Plane, work
     call.tokens(5)
     await call.writer.drain()
     call.writer.close()
-    assert [output.token_ids for output in await anext(stream)] == [[5]]
+    collected = Collected()
     with pytest.raises(Disconnected, match="before it completed"):
-        await anext(stream)
+        await stream.relay(collected)
+    assert collected.token_ids == [5]
 
 
 async def test_annotations_are_not_tokens(plane: Plane, worker: RawWorker) -> None:
@@ -268,7 +300,7 @@ class Recorder:
 async def test_leaving_a_running_worker_kills_it(plane: Plane, worker: RawWorker) -> None:
     stream, call = await begun(plane, worker)
     call.tokens(5)
-    await anext(stream)
+    await stream.relay(Collected(limit=1))
     stream.close()
     stream.close()
     assert await call.control_frame() == KILL
@@ -331,13 +363,29 @@ async def test_a_slow_consumer_stops_the_worker_and_loses_nothing(plane: Plane, 
     stream, call = await begun(plane, worker)
     num_items = 200_000
     sender = asyncio.create_task(send_items(call, num_items))
+    collected = Collected()
+    collected.gate.clear()
+    relaying = asyncio.create_task(stream.relay(collected))
     await asyncio.sleep(0.5)
     assert not sender.done()
-    pending = len(await anext(stream))
-    assert MAX_PENDING_OUTPUTS < pending < num_items // 4
-    rest = await token_ids(stream)
+    assert len(collected.batches) == 1
+    collected.gate.set()
+    await relaying
     await sender
-    assert pending + len(rest) == num_items
+    assert collected.token_ids == list(range(num_items))
+
+
+async def test_a_consumer_that_fails_fails_the_request(plane: Plane, worker: RawWorker) -> None:
+    class Broken(Collected):
+        def take(self, outputs: list[EngineOutput]) -> bool:
+            raise ZeroDivisionError
+
+    stream, call = await begun(plane, worker)
+    call.tokens(5)
+    with pytest.raises(ZeroDivisionError):
+        await stream.relay(Broken())
+    stream.close()
+    assert await call.control_frame() == KILL
 
 
 async def send_items(call: Call, num_items: int) -> None:
