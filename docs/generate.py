@@ -20,7 +20,12 @@ A value comes from the flag, else from the first variable that is set and not em
 be written with underscores. A switch has a `--no-` twin. `None` switches off what has no default.
 """
 PROGRAMS: list[tuple[str, str, type[Config]]] = [
-    ("dynamo-frontend", "The gateway: `python -m dynamo.frontend` is the same.", FrontendConfig),
+    (
+        "dynamo-frontend",
+        "The gateway: `python -m dynamo.frontend` is the same. Options from `--kv-cache-block-size` on are those of\n"
+        "KV-aware routing: read and checked, but without effect in this version. Start-up names those that are set.",
+        FrontendConfig,
+    ),
     ("dynamo-router", "The router alone: `python -m dynamo.router` is the same.", RouterConfig),
     ("dynamo-worker", "A built-in engine: `python -m dynamo.worker` is the same.", WorkerConfig),
     ("Logs of all of them", "Variables only.", LogOptions),
