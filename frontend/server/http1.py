@@ -33,6 +33,7 @@ from dynamo.shared.errors import (
 log = logging.getLogger(__name__)
 
 FEED_SIZE = 8 * 1024  # bytes parsed at a time; bounds how many requests are found at once
+BODY_FEED_SIZE = 64 * 1024  # while a body arrives, which is most of what follows then
 MAX_PIPELINED = 8  # parsed requests that may wait before parsing and reading pause
 CHUNK_OVERHEAD = 16  # bytes of chunk framing allowed per byte of body, above a fixed allowance
 CHUNK_OVERHEAD_FREE = 64 * 1024
@@ -194,7 +195,8 @@ class Http1Connection(asyncio.Protocol):
     def _parse(self) -> None:
         data, position = self._unparsed, 0
         while position < len(data) and not self._is_input_over and len(self._waiting) < MAX_PIPELINED:
-            position += self._feed(data[position : position + FEED_SIZE])
+            size = FEED_SIZE if self._incoming is None else BODY_FEED_SIZE
+            position += self._feed(data[position : position + size])
             if self._is_in_head:
                 self._bound_partial_head()
             elif self._incoming is not None:
