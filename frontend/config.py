@@ -11,6 +11,7 @@ from typing import Any
 
 from dynamo.frontend.kv_options import KvRouterOptions
 from dynamo.shared.config import Config, ConfigError, option, spelling
+from dynamo.shared.placement_options import PlacementOptions, dashed
 
 LOCAL_ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded")
 ROUTER_MODES = (*LOCAL_ROUTER_MODES, "kv", "direct", "device-aware-weighted")
@@ -23,10 +24,6 @@ class _PrintVersion(argparse.Action):
 
         print(f"{parser.prog} {version('dynamo-gateway')}")
         parser.exit()
-
-
-def dashed(text: str) -> str:
-    return text.strip().replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +95,6 @@ class ServingOptions(Config):
     metrics_prefix: str = option("dynamo_frontend", env="DYN_METRICS_PREFIX", help="First part of every metric's name.")
 
     # ---- what it serves
-    namespace: str | None = option(
-        None, env="DYN_NAMESPACE", help="Serve only the models of this namespace; unset serves those of all."
-    )
-    namespace_prefix: str | None = option(
-        None, env="DYN_NAMESPACE_PREFIX", help="Serve the namespaces that start with this; wins over --namespace."
-    )
     discovery_backend: str = option(
         "etcd",
         env=("DYN_DISCOVERY_BACKEND", "DYN_STORE_KV"),
@@ -154,15 +145,6 @@ class ServingOptions(Config):
         parse=dashed,
         help="How a worker is chosen; underscores are accepted too.",
     )
-    router_min_initial_workers: int = option(
-        0, env="DYN_ROUTER_MIN_INITIAL_WORKERS", minimum=0, help="Place nothing until this many workers were there."
-    )
-    inhibited_duration_s: float = option(
-        5,
-        env="DYN_RUNTIME_INHIBITED_DURATION_SECS",
-        minimum=0,
-        help="Seconds for which a worker that failed is not asked again; 0 asks it at once.",
-    )
 
     # ---- the request plane
     tcp_connect_timeout_s: float = option(
@@ -207,8 +189,8 @@ class ServingOptions(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontendConfig(KvRouterOptions, ServingOptions):
-    """All options, those of serving before those of KV-aware routing, with the rules that hold between them."""
+class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
+    """All options, those of serving before those of placement, with the rules that hold between them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

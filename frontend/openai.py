@@ -7,13 +7,14 @@ Field types are in `openai_requests`, rules across fields in `openai_rules`, rul
 (`reject_media` is for the caller, who knows the model), what workers are told in `openai_wire`:
 `stop_conditions(request, eos_token_ids)`, `sampling_options(request)`, `output_options(request)`.
 
-A body is decoded once into its struct. A second, untyped pass lists the top-level names, since duplicates and unknown
-names leave no trace in a struct.
+Duplicate and unknown names leave no trace in a struct, so a chat's body is decoded into an object that keeps both, and
+that is converted; a prompt has many shapes, so the names of a completion's body are listed in a second pass.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import msgspec
@@ -51,6 +52,7 @@ class _Name(str):
     __eq__ = object.__eq__
 
 
+_OBJECT = msgspec.json.Decoder(dict[_Name, Any], dec_hook=operator.call)
 _NAMES = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=operator.call)
 _CHAT = msgspec.json.Decoder(ChatCompletionRequest)
 _CHAT_FIELDS = frozenset(ChatCompletionRequest.__struct_encode_fields__)
@@ -64,13 +66,30 @@ _COMPLETION_FIELDS = frozenset(CompletionBody.__struct_encode_fields__)
 
 def decode_chat(body: bytes, unknown_fields: UnknownFields = "warn") -> ChatCompletionRequest:
     try:
-        request = _CHAT.decode(body)
-        names = _NAMES.decode(body)
+        names = _OBJECT.decode(body)
+        request = _convert_chat(names, body)
     except (ValueError, RecursionError) as error:
-        raise explain(error, body, ChatCompletionRequest) from None
+        raise _explain_chat(error, body) from None
     _check_names(request, names, _CHAT_FIELDS, unknown_fields)
     check_chat(request)
     return request
+
+
+def _explain_chat(error: Exception, body: bytes) -> InvalidRequest:
+    """In the words of a typed decode, which knows where it is."""
+    try:
+        _CHAT.decode(body)
+    except (ValueError, RecursionError) as typed:
+        error = typed
+    return explain(error, body, ChatCompletionRequest)
+
+
+def _convert_chat(fields: dict[_Name, Any], body: bytes) -> ChatCompletionRequest:
+    """Conversion does not look into strings again, which decoding does; in doubt, decoding has the last word."""
+    try:
+        return msgspec.convert({str.__str__(name): value for name, value in fields.items()}, ChatCompletionRequest)
+    except msgspec.ValidationError:
+        return _CHAT.decode(body)
 
 
 def decode_completion(body: bytes, unknown_fields: UnknownFields = "warn") -> CompletionRequest:
@@ -111,7 +130,7 @@ def _explain_completion(error: Exception, body: bytes) -> InvalidRequest:
 
 
 def _check_names(
-    request: GenerateRequest, names: dict[_Name, msgspec.Raw], known: frozenset[str], policy: UnknownFields
+    request: GenerateRequest, names: Mapping[_Name, object], known: frozenset[str], policy: UnknownFields
 ) -> None:
     distinct = set(map(str.__str__, names))
     if len(distinct) != len(names):
@@ -125,7 +144,7 @@ def _check_names(
         request.__dict__["unknown_fields"] = tuple(unknown)
 
 
-def _duplicate(names: dict[_Name, msgspec.Raw]) -> InvalidRequest:
+def _duplicate(names: Mapping[_Name, object]) -> InvalidRequest:
     seen: set[str] = set()
     for name in map(str.__str__, names):
         if name in seen:

@@ -107,15 +107,14 @@ def render_chat(model: Model, request: ChatCompletionRequest) -> str:
 
 
 def pack_token_ids(token_ids: bytes) -> msgspec.Raw:
-    """Packed u32 LE -> a msgpack array of uint32, without a Python int per token.
+    """Packed u32 LE -> a msgpack array of uint32, without a Python int per token. Ids are below 2^24.
 
     Every element takes five bytes, 0xce and the id in big-endian; slices move one byte of each id at a time.
     """
     num = len(token_ids) >> 2
-    body = bytearray(5 * num)
-    body[0::5] = b"\xce" * num
-    for byte in range(4):
-        body[1 + byte :: 5] = token_ids[3 - byte :: 4]
+    body = bytearray(b"\xce\0\0\0\0") * num
+    for byte in range(3):
+        body[4 - byte :: 5] = token_ids[byte::4]
     head = (
         bytes((0x90 | num,)) if num < 16 else b"\xdc" + num.to_bytes(2) if num < 1 << 16 else b"\xdd" + num.to_bytes(4)
     )

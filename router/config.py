@@ -10,17 +10,14 @@ import msgspec
 
 from dynamo.router.core import Rules
 from dynamo.router.selectors import SELECTORS
-from dynamo.shared.config import Config, ConfigError, option
+from dynamo.shared.config import ConfigError, option
+from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = (*SELECTORS, "kv")
 
 
-def dashed(text: str) -> str:
-    return text.strip().replace("_", "-")
-
-
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(Config):
+class RouterConfig(PlacementOptions):
     bind: str = option(
         "tcp://127.0.0.1:5557",
         env="DYN_ROUTER_BIND",
@@ -33,27 +30,12 @@ class RouterConfig(Config):
         choices=("etcd", "file", "mem"),
         help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem.",
     )
-    namespace: str | None = option(
-        None, env="DYN_NAMESPACE", help="Route only to workers of this namespace; unset routes to those of all."
-    )
-    namespace_prefix: str | None = option(
-        None, env="DYN_NAMESPACE_PREFIX", help="Route to the namespaces that start with this; wins over --namespace."
-    )
     router_mode: str = option(
         "round-robin",
         env="DYN_ROUTER_MODE",
         choices=ROUTER_MODES,
         parse=dashed,
         help="How a worker is chosen; underscores are accepted too.",
-    )
-    router_min_initial_workers: int = option(
-        0, env="DYN_ROUTER_MIN_INITIAL_WORKERS", minimum=0, help="Place nothing until this many workers were there."
-    )
-    inhibited_duration_s: float = option(
-        5,
-        env="DYN_RUNTIME_INHIBITED_DURATION_SECS",
-        minimum=0,
-        help="Seconds for which a worker that failed is not asked again; 0 asks it at once.",
     )
     acceptor_expiry_s: float = option(
         10,
