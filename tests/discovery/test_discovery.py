@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,8 @@ from dynamo.shared.discovery.mem import MemDiscovery, MemStore
 from dynamo.shared.discovery.registry import make_discovery, open_discovery
 from tests.discovery.watching import watching
 from tests.support.etcd import EtcdServer
+
+PUBLISHER = Path(__file__).parent / "publisher.py"
 
 MakeDiscovery = Callable[[], Discovery]
 
@@ -117,6 +120,26 @@ async def test_closing_withdraws_everything_and_ends_watches(make: MakeDiscovery
 async def _drain(discovery: Discovery) -> None:
     async for _batch in discovery.watch(INSTANCES):
         pass
+
+
+@pytest.mark.parametrize("backend", ["etcd", "file"])
+async def test_a_killed_publisher_is_forgotten(backend: str, etcd: EtcdServer, tmp_path: Path) -> None:
+    environment = {**os.environ, "ETCD_ENDPOINTS": etcd.url, "DYN_FILE_KV": str(tmp_path)}
+    publisher = await asyncio.create_subprocess_exec(sys.executable, str(PUBLISHER), backend, "2", env=environment)
+    reader = FileDiscovery(tmp_path, ttl_s=2) if backend == "file" else EtcdDiscovery(EtcdConfig(endpoints=etcd.url))
+    await reader.open()
+    try:
+        async with watching(reader, INSTANCES) as watcher:
+            await watcher.until_entries({"demo/backend/generate/1": b"alive"})
+            await asyncio.sleep(4)  # longer than the TTL: it is kept alive
+            assert watcher.entries == {"demo/backend/generate/1": b"alive"}
+            publisher.kill()
+            await watcher.until_entries({})
+    finally:
+        if publisher.returncode is None:
+            publisher.kill()
+        await publisher.wait()
+        await reader.close()
 
 
 async def test_only_what_was_published_here_can_be_withdrawn(pair: tuple[Discovery, Discovery]) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +18,6 @@ from dynamo.shared.discovery.etcd_config import EtcdConfig
 from tests.discovery.watching import watching
 from tests.support.etcd import EtcdServer
 from tests.support.server import free_port
-
-PUBLISHER = Path(__file__).parent / "publisher.py"
 
 
 @pytest.fixture
@@ -49,22 +44,6 @@ async def test_entries_are_plain_keys_under_the_lease(etcd: EtcdServer) -> None:
         assert "granted with TTL(30s)" in lease
         assert "attached keys([v1/instances/ns/c/e/1])" in lease
     assert etcd.ctl("lease", "list").split() == ["found", "0", "leases"]
-
-
-async def test_a_killed_publisher_is_forgotten(etcd: EtcdServer) -> None:
-    environment = {**os.environ, "ETCD_ENDPOINTS": etcd.url}
-    publisher = await asyncio.create_subprocess_exec(sys.executable, str(PUBLISHER), "etcd", "2", env=environment)
-    try:
-        async with opened(etcd.url) as discovery, watching(discovery, INSTANCES) as watcher:
-            await watcher.until_entries({"demo/backend/generate/1": b"alive"})
-            await asyncio.sleep(4)  # longer than the TTL: it is kept alive
-            assert watcher.entries == {"demo/backend/generate/1": b"alive"}
-            publisher.kill()
-            await watcher.until_entries({})
-    finally:
-        if publisher.returncode is None:
-            publisher.kill()
-        await publisher.wait()
 
 
 async def test_a_restart_with_data_changes_nothing(etcd: EtcdServer) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from dynamo.shared.discovery import CARDS, EVENT_CHANNELS, EVENT_SOURCES, INSTAN
 from dynamo.shared.discovery import file as file_module
 from dynamo.shared.discovery.file import FileDiscovery, default_root
 from tests.discovery.watching import watching
-
-PUBLISHER = Path(__file__).parent / "publisher.py"
 
 # (bucket, key, file) as a running Dynamo 1.6.1 wrote them
 NAMES = [
@@ -94,25 +90,6 @@ async def test_an_entry_nobody_refreshes_expires(tmp_path: Path) -> None:
         await watcher.until_entries({})
     assert not stale.exists()
     await discovery.close()
-
-
-async def test_a_killed_publisher_is_forgotten(tmp_path: Path) -> None:
-    discovery = FileDiscovery(tmp_path, ttl_s=2)
-    await discovery.open()
-    environment = {**os.environ, "DYN_FILE_KV": str(tmp_path)}
-    publisher = await asyncio.create_subprocess_exec(sys.executable, str(PUBLISHER), "file", "2", env=environment)
-    try:
-        async with watching(discovery, INSTANCES) as watcher:
-            await watcher.until_entries({"demo/backend/generate/1": b"alive"})
-            await asyncio.sleep(3)  # longer than the TTL: its heartbeat keeps the entry
-            assert watcher.entries == {"demo/backend/generate/1": b"alive"}
-            publisher.kill()
-            await watcher.until_entries({})
-    finally:
-        if publisher.returncode is None:
-            publisher.kill()
-        await publisher.wait()
-        await discovery.close()
 
 
 async def test_a_removed_entry_is_published_again(tmp_path: Path) -> None:
