@@ -54,13 +54,15 @@ MAX_CONNECTIONS = 65_536
 
 
 class AcceptorConfig(Struct):
-    """`config` are the fields of FrontendConfig; `listen_fd` is a listening socket, inherited."""
+    """`config` are the fields of FrontendConfig; `listen_fd` is a listening socket, inherited; `started_at` is the Unix
+    time since when this gateway serves, the same for all its acceptors and their successors."""
 
     config: dict[str, Any]
     index: int
     listen_fd: int
     router_endpoint: str
     run_dir: str
+    started_at: int = 0
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ class Acceptor:
         self._executor = ThreadPoolExecutor(1, "model-loader")
         self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix)
         self._router = RouterClient(own.router_endpoint, own.name, self._on_table, config.inhibited_duration_s)
-        self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor)
+        self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)
         self._responses = _response_server(config, own.index)
         self._engine = EngineClient(self._responses, _engine_limits(config))
         self._inference = Inference(
@@ -99,6 +101,7 @@ class Acceptor:
     async def start(self) -> None:
         await self._responses.start()
         await self._await_table()
+        await self._models.until_loaded()
         await self._server.start()
         self._save_metrics_now_and_then()
 

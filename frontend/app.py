@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dynamo.frontend.engine_client import fresh_uuid
-from dynamo.frontend.inference import JSON, Inference
+from dynamo.frontend.inference import JSON, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
 from dynamo.frontend.openai_responses import Model, error_body, model_response, models_response
@@ -36,8 +36,8 @@ log = logging.getLogger("dynamo.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _MODELS = "/v1/models/"
 
-Handler = Callable[[Exchange, HeaderBlock, str], Awaitable[None]]
-"""(exchange, headers every answer to it carries, id of the request)"""
+Handler = Callable[[Exchange, HeaderBlock, RequestIds], Awaitable[None]]
+"""(exchange, headers every answer to it carries, ids of the request)"""
 
 
 class App:
@@ -72,16 +72,16 @@ class App:
         """Every answer carries `x-request-id`: the client's own if it is a sane one, else ours."""
         request_id = fresh_uuid()
         given = exchange.header("x-request-id")
-        shown = given if given is not None and _REQUEST_ID.fullmatch(given) else request_id
-        headers = b"x-request-id: %b\r\n" % shown.encode()
+        ids = RequestIds(request_id, given if given is not None and _REQUEST_ID.fullmatch(given) else request_id)
+        headers = b"x-request-id: %b\r\n" % ids.shown.encode()
         try:
-            await self._handler(exchange)(exchange, headers, request_id)
+            await self._handler(exchange)(exchange, headers, ids)
         except ClientDisconnected:
             raise
         except DynamoError as error:
             self._respond_error(exchange, headers, error)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id, exchange.method, exchange.path)
+            log.exception("request %s (%s): %s %s failed", ids.own, ids.shown, exchange.method, exchange.path)
             self._respond_error(exchange, headers, InternalError())
 
     def _handler(self, exchange: Exchange) -> Handler:
@@ -109,10 +109,10 @@ class App:
 
     # ---- models
 
-    async def _list_models(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _list_models(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         exchange.respond(200, JSON + headers, models_response(self._entries()))
 
-    async def _model(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _model(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         name = exchange.path.removeprefix(_MODELS)
         for entry in self._entries():
             if entry.id == name:
@@ -122,22 +122,22 @@ class App:
             raise ModelNotReady(f"The model {name!r} is registered but not ready; {_MODELS}{name}/ready says why.")
         raise ModelNotFound(name)
 
-    async def _model_ready(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _model_ready(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         name = exchange.path.removeprefix(_MODELS).removesuffix("/ready")
         exchange.respond(200, JSON + headers, msgspec.json.encode(self._models.readiness(name)))
 
     def _entries(self) -> list[Model]:
         return [
-            Model(id=name, created=created, context_window=model.max_context_length)
-            for name, model, created in self._models.ready_models()
+            Model(id=name, created=self._models.created, context_window=model.max_context_length)
+            for name, model in self._models.ready_models()
         ]
 
     # ---- probes
 
-    async def _live(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _live(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         exchange.respond(200, JSON + headers, b'{"status":"live","message":"Service is live"}')
 
-    async def _health(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _health(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         """200 with or without workers, as 1.6.1; 503 while draining. `router` says whether placement is by the
         router."""
         is_draining = self._inference.is_draining
@@ -150,7 +150,7 @@ class App:
         }
         exchange.respond(503 if is_draining else 200, JSON + headers, json.dumps(body).encode())
 
-    async def _metrics(self, exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def _metrics(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         self._save_metrics()
         body = render(self._metrics_directory)
         exchange.respond(200, b"content-type: %b\r\n" % CONTENT_TYPE.encode() + headers, body)

@@ -29,14 +29,20 @@ Try next:
   answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
   print(answer.choices[0].message.content)
 
+(from a Python that has the openai package: pip install openai)
+
 Ctrl-C stops everything."""
 
 
 def main() -> None:
     """Flags of dynamo-frontend may be given and win over those of the demo."""
     os.environ.setdefault("DYN_LOG", "warn")
-    config, provenance = FrontendConfig.load([*FLAGS, *sys.argv[1:]], prog="dynamo-demo")
-    print(f"Starting a router, {config.workers} acceptors and {config.mock_workers} mock workers.", flush=True)
+    config, provenance = FrontendConfig.load([*FLAGS, *sys.argv[1:]], prog="python -m dynamo.frontend.demo")
+    print(
+        f"Starting a router, {config.workers} acceptors and {config.mock_workers} mock workers, "
+        "which have no model: they make up words.",
+        flush=True,
+    )
     sys.exit(run(config, provenance, on_listening=_show_in_background))
 
 

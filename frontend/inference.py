@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
 from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
@@ -35,6 +35,13 @@ MAX_NOTED_UNKNOWN = 100
 _JSON_TYPE = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
+class RequestIds(NamedTuple):
+    """`own` names the request here and at workers, `shown` is what the answer's x-request-id says."""
+
+    own: str
+    shown: str
+
+
 class Inference:
     """Runs any mouth. `is_draining` refuses what is new; what runs may finish."""
 
@@ -49,9 +56,9 @@ class Inference:
         self.num_active = 0
         self.is_draining = False
 
-    async def serve(self, mouth: Mouth[Any], exchange: Exchange, headers: HeaderBlock, request_id: str) -> None:
+    async def serve(self, mouth: Mouth[Any], exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         """Answers, or raises the DynamoError that is to be the answer."""
-        record = RequestRecord(request_id, mouth.endpoint, perf_counter())
+        record = RequestRecord(ids.own, ids.shown, mouth.endpoint, perf_counter())
         _cancel_on_disconnect(exchange)
         self.num_active += 1
         try:
@@ -225,6 +232,7 @@ def _log_access(record: RequestRecord, now: float) -> None:
         error.code if error else "ok",
         extra={
             "request_id": record.request_id,
+            "x_request_id": record.shown_id,
             "model": record.model,
             "status": error.status if error else 200,
             "elapsed_ms": round((now - record.started_at) * 1000, 3),

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: 
     _announce_inert_options(config, provenance)
     if config.dump_config_to:
         Path(config.dump_config_to).write_text(config.as_json(provenance) + "\n")
-    for path in filter(None, (config.tls_cert_path, config.tls_key_path)):
-        Path(path).read_bytes()  # say it here and once, not in every acceptor
+    _check_tls_pair(config)
     raise_fd_limit(config.fd_limit_target)
     listeners = listen(config.http_host, config.http_port, config.workers, config.listen_backlog)
     with contextlib.closing(RunDir()) as run_dir:
@@ -62,6 +62,19 @@ def _serve(config: FrontendConfig, provenance: Mapping[str, str], on_listening: 
         log.info("listening on %s", url)
         on_listening(url)
         return Supervisor(stages, listeners).run()
+
+
+def _check_tls_pair(config: FrontendConfig) -> None:
+    """Say it here and once, not in every acceptor."""
+    if config.tls_cert_path is None or config.tls_key_path is None:
+        return
+    import ssl  # the supervisor is small; who serves no TLS does not pay for it
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert_path, config.tls_key_path)
+    except OSError as error:  # SSLError is one
+        pair = f"--tls-cert-path {config.tls_cert_path}, --tls-key-path {config.tls_key_path}"
+        raise StartError(f"{pair}: not a certificate and its key that can be read: {error}") from None
 
 
 def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
@@ -104,6 +117,7 @@ def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: in
         "listen_fd": listen_fd,
         "router_endpoint": run_dir.router_endpoint,
         "run_dir": os.fspath(run_dir.path),
+        "started_at": int(time.time()),
     }
     return Child(f"acceptor-{index}", "dynamo.frontend.acceptor", message, (listen_fd,), environ)
 
@@ -127,6 +141,5 @@ def _mock_worker(config: FrontendConfig, index: int, environ: dict[str, str]) ->
         "model_name": DEMO_MODEL,
         "endpoint": f"dyn://{namespace}.mocker.generate",
         "discovery_backend": config.discovery_backend,
-        "seed": index,
     }
     return Child(f"mock-worker-{index}", "dynamo.worker", message, environ=environ)

@@ -40,6 +40,15 @@ _ITL = (0.0005, 0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.048, 0.092, 0.18, 0.34, 
 _STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 MAX_UNCOUNTED = 1024  # requests that have ended and are not counted yet; all are before numbers are saved
+_MODEL_GAUGES = {
+    "ready": "1 while the model can be asked, 0 while it is registered and cannot.",
+    "context_length": "Tokens of prompt and answer together.",
+    "kv_cache_block_size": "Tokens in a block of the workers' KV cache.",
+    "total_kv_blocks": "Blocks in the KV cache of one worker.",
+    "max_num_seqs": "Requests one worker runs at a time.",
+    "max_num_batched_tokens": "Tokens one worker computes in a step.",
+    "migration_limit": "How often a request may move to another worker, says the card.",
+}
 UNKNOWN_MODEL = "unknown_model"  # the label of every name that is not served: clients must not invent label values
 
 _ERROR_TYPES = {
@@ -56,6 +65,7 @@ class RequestRecord(Struct):
     """One request's story. Times are `perf_counter()` seconds, 0 while the thing has not happened."""
 
     request_id: str
+    shown_id: str  # what x-request-id says: the client's own, else request_id
     endpoint: str
     started_at: float
     is_stream: bool = False
@@ -73,6 +83,11 @@ class RequestRecord(Struct):
     num_attempts: int = 0  # of all choices together
     num_choices: int = 1
     instance_id: int = 0
+
+    @property
+    def label(self) -> str:
+        """For the log: our id, and the client's if it sent one."""
+        return self.request_id if self.shown_id == self.request_id else f"{self.request_id} ({self.shown_id})"
 
     def note_placed(self, now: float, instance_id: int) -> None:
         self.placed_at = now
@@ -189,16 +204,7 @@ class FrontendMetrics:
         self.cache_hits = registry.counter(p + "tokenizer_cache_hits", "Prompt segments whose tokens were remembered.")
         self.cache_misses = registry.counter(p + "tokenizer_cache_misses", "Prompt segments that had to be tokenized.")
         self.model_gauges = {
-            name: registry.gauge(f"{p}model_{name}", f"{name} of the model's card.", model, "max")
-            for name in (
-                "ready",
-                "context_length",
-                "kv_cache_block_size",
-                "total_kv_blocks",
-                "max_num_seqs",
-                "max_num_batched_tokens",
-                "migration_limit",
-            )
+            name: registry.gauge(f"{p}model_{name}", help, model, "max") for name, help in _MODEL_GAUGES.items()
         }
         self._preprocess = self.stage_duration.labels("preprocess")
         self._route = self.stage_duration.labels("route")
@@ -273,7 +279,9 @@ class FrontendMetrics:
         """Set the gauges that describe models anew, as the table is now."""
         for family in self.model_gauges.values():
             family.clear()
-        for name, model, _created in models.ready_models():
+        for name in models.names():
+            self.model_gauges["ready"].labels(name).set(0)
+        for name, model in models.ready_models():
             card, runtime = model.card, model.card.runtime_config
             values = {
                 "ready": 1,

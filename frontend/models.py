@@ -35,7 +35,6 @@ class Loading(Struct):
 
     card: ModelDeploymentCard
     kinds: frozenset[str]  # the card's model types
-    created: int
     task: asyncio.Future[Model]
     model: Model | None = None
     error: str | None = None
@@ -63,7 +62,9 @@ class Loading(Struct):
 class ModelRegistry:
     """Follows the table: call `update` after each change of it."""
 
-    def __init__(self, table: ModelTable, load: Load, executor: Executor) -> None:
+    def __init__(self, table: ModelTable, load: Load, executor: Executor, created: int = 0) -> None:
+        """`created`: what all models say of themselves, so that every acceptor says the same."""
+        self.created = created
         self._table = table
         self._load = load
         self._executor = executor
@@ -101,19 +102,28 @@ class ModelRegistry:
             return None
         return random.choices([m for m, _ in loaded], [max(1, members) for _, members in loaded])[0]
 
-    def ready_models(self) -> list[tuple[str, Model, int]]:
-        """(name, model, Unix time it appeared), aliases too, of all that can be asked now; sorted by name."""
+    async def until_loaded(self) -> None:
+        """Until every card known by now is loaded or has failed, within LOAD_WAIT_S."""
+        if pending := [entry.task for entry in self._by_mdcsum.values() if not entry.task.done()]:
+            await asyncio.wait(pending, timeout=LOAD_WAIT_S)
+
+    def ready_models(self) -> list[tuple[str, Model]]:
+        """(name, model), aliases too, of all that can be asked now; sorted by name."""
         found = []
         for name, sets in sorted(self._sets_by_name.items()):
             for worker_set in sets:
                 loading = self._by_mdcsum[worker_set.mdcsum]
                 if loading.model is not None and self._table.routable(worker_set):
-                    found.append((name, loading.model, loading.created))
+                    found.append((name, loading.model))
                     break
         return found
 
     def loaded(self) -> list[Model]:
         return [model for entry in self._by_mdcsum.values() if (model := entry.model) is not None]
+
+    def names(self) -> list[str]:
+        """All that clients may address, servable or not."""
+        return list(self._sets_by_name)
 
     def knows(self, name: str) -> bool:
         return name in self._sets_by_name
@@ -169,7 +179,7 @@ class ModelRegistry:
         card = msgspec.json.decode(worker_set.card, type=ModelDeploymentCard)
         started = time.monotonic()
         task = self._loop.run_in_executor(self._executor, self._load, card, worker_set.mdcsum)
-        loading = self._by_mdcsum[worker_set.mdcsum] = Loading(card, card.model_types, int(time.time()), task)
+        loading = self._by_mdcsum[worker_set.mdcsum] = Loading(card, card.model_types, task)
         task.add_done_callback(lambda _task: loading.settle(worker_set, time.monotonic() - started))
 
     def _index(self) -> dict[str, list[WorkerSet]]:
@@ -192,4 +202,5 @@ class ModelRegistry:
             if entry.model is not None:
                 return entry.model
         reason = next((entry.error for entry in loading if entry.error), f"it is not loaded after {LOAD_WAIT_S:g} s")
-        raise ModelNotReady(f"The model {name!r} is registered but cannot be served: {reason}")
+        log.debug("model %r asked for in vain: %s", name, reason)
+        raise ModelNotReady(f"The model {name!r} is registered but cannot be served; /v1/models/{name}/ready says why.")

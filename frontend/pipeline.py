@@ -97,7 +97,7 @@ class Pipeline:
                         stream.is_ending = answer.is_ended_by_worker
                     break
                 except WorkerError as error:
-                    self._note_failure(placed.instance_id, error)
+                    self._note_failure(record, placed.instance_id, error)
                     if not self._may_ask_another(wish, placed, error):
                         raise
         answer.finish()
@@ -118,8 +118,8 @@ class Pipeline:
         worker_set = self._router.table.worker_sets.get(placed.worker_set)
         return worker_set is not None and not set(worker_set.members) <= set(wish.excluded)
 
-    def _note_failure(self, instance_id: int, error: WorkerError) -> None:
-        log.warning("worker %x: %s", instance_id, error.log_message)
+    def _note_failure(self, record: RequestRecord, instance_id: int, error: WorkerError) -> None:
+        log.warning("request %s, worker %x: %s", record.label, instance_id, error.log_message)
         if error.is_suspect:
             self._router.report_failure(instance_id, error.code or "failed")
 

@@ -150,7 +150,7 @@ class Supervisor:
             self._was_forced = True
             self._stages.clear()
             return
-        log.info("%s: finishing running requests; once more to end at once", number.name)
+        log.warning("%s: running requests may finish; once more to end at once", number.name)
         self._is_draining = True
         for listener in self._listeners:
             listener.close()

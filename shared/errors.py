@@ -34,7 +34,7 @@ from __future__ import annotations
 
 
 class DynamoError(Exception):
-    """Base of all; `str(error)` is safe to show to a client."""
+    """Base of all. `message` is for clients, `log_message` for operators."""
 
     status: int = 500
     type: str = "server_error"
@@ -150,17 +150,24 @@ class ShuttingDown(UnavailableError):
 
 class WorkerError(DynamoError):
     """`is_migratable`: nothing is known to be wrong with the request itself, so another worker may be asked.
-    `is_suspect`: the instance itself is in doubt and is not asked again for a while."""
+    `is_suspect`: the instance itself is in doubt and is not asked again for a while. `summary` is what clients are told
+    where the error's own text is for operators: addresses, and what workers say of their insides."""
 
     status = 503
     type = "service_unavailable"
     retry_after_s: int | None = 1
     is_migratable: bool = True
     is_suspect: bool = True
+    summary: str = ""
+
+    @property
+    def message(self) -> str:
+        return self.summary or str(self)
 
 
 class CannotConnect(WorkerError):
     code = "worker_unreachable"
+    summary = "No worker could be reached; the request was not begun."
 
 
 class WorkerRefused(CannotConnect):
@@ -168,10 +175,12 @@ class WorkerRefused(CannotConnect):
 
     code = "worker_refused"
     is_suspect = False
+    summary = "The worker refused the request before it began."
 
 
 class Disconnected(WorkerError):
     code = "worker_disconnected"
+    summary = "The worker went away before the answer was complete."
 
 
 class WorkerTimeout(WorkerError):
@@ -204,15 +213,9 @@ class BackendError(WorkerError):
 
 
 class BackendFailure(BackendError):
-    """The worker failed for reasons of its own. `detail` is what it said: for the log, since it may hold internals."""
+    """The worker failed for reasons of its own."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__("The worker failed to serve this request.")
-        self.detail = detail
-
-    @property
-    def log_message(self) -> str:
-        return f"{self.message} It said: {self.detail}"
+    summary = "The worker failed to serve this request."
 
 
 class InternalError(DynamoError):

@@ -171,9 +171,13 @@ class Http1Connection(asyncio.Protocol):
         self._unparsed += data
         self._parse()
 
-    def eof_received(self) -> None:
-        """A client that has closed its side is gone."""
+    def eof_received(self) -> bool:
+        """A client that has closed its side is gone, unless in the middle of a request: that is told what it left out."""
+        if self._is_in_head or self._incoming is not None:
+            self._stop_input(InvalidRequest("The request ended before it was complete.", code="truncated"))
+            return True  # the answer still has to leave
         self.end()
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._forget_requests()
