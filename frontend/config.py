@@ -100,14 +100,21 @@ class ServingOptions(Config):
         env=("DYN_DISCOVERY_BACKEND", "DYN_STORE_KV"),
         flags=("--discovery-backend", "--store-kv"),
         choices=("etcd", "file", "mem", "kubernetes"),
-        help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem, "
-        "a store of this process tree alone that is gone with it.",
+        help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV, else "
+        "$TMPDIR/dynamo_store_kv), or mem, a store of this process tree alone that is gone with it; kubernetes is not in "
+        "this version.",
     )
     request_plane: str = option(
-        "tcp", env="DYN_REQUEST_PLANE", choices=("tcp", "nats", "http"), help="Transport of requests to workers."
+        "tcp",
+        env="DYN_REQUEST_PLANE",
+        choices=("tcp", "nats", "http"),
+        help="Transport of requests to workers; only tcp is in this version.",
     )
     event_plane: str = option(
-        "zmq", env="DYN_EVENT_PLANE", choices=("zmq", "nats"), help="Transport of KV events and load from workers."
+        "zmq",
+        env="DYN_EVENT_PLANE",
+        choices=("zmq", "nats"),
+        help="Transport of KV events and load from workers; nats is not in this version.",
     )
     model_path: str | None = option(
         None, env="DYN_MODEL_PATH", help="Directory to look in for files of a model card that are not where it says."
@@ -134,7 +141,7 @@ class ServingOptions(Config):
         True, env="DYN_TOKENIZER_CACHE", help="Remember the tokens of prompt segments between special tokens."
     )
     tokenizer_cache_bytes: int = option(
-        32 * MIB, env="DYN_TOKENIZER_CACHE_BYTES", minimum=0, help="Memory that this cache may take, per acceptor."
+        16 * MIB, env="DYN_TOKENIZER_CACHE_BYTES", minimum=0, help="Memory that this cache may take, per acceptor."
     )
 
     # ---- placement
@@ -143,7 +150,8 @@ class ServingOptions(Config):
         env="DYN_ROUTER_MODE",
         choices=ROUTER_MODES,
         parse=dashed,
-        help="How a worker is chosen; underscores are accepted too.",
+        help="How a worker is chosen; underscores are accepted too. kv places by load until there is a prefix index; direct "
+        "and device-aware-weighted are not in this version.",
     )
 
     # ---- the request plane

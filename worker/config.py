@@ -68,6 +68,13 @@ class ServingConfig(Config):
         return self.rpc_host or ("127.0.0.1" if self.discovery_backend in {"file", "mem"} else None)
 
 
+def _endpoint(text: str) -> str:
+    parts = text.removeprefix("dyn://").split(".")
+    if len(parts) != 3 or not all(parts):
+        raise ValueError("expected namespace.component.endpoint")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(ServingConfig):
     engine: str = option("mocker", choices=("mocker", "echo"), help="What answers the requests.")
@@ -77,7 +84,9 @@ class WorkerConfig(ServingConfig):
     model_name: str | None = option(
         None, env="DYN_MODEL_NAME", help="Name in the OpenAI API; unset means the directory's name."
     )
-    endpoint: str = option(DEFAULT_ENDPOINT, env="DYN_ENDPOINT", help="Endpoint to serve.")
+    endpoint: str = option(
+        DEFAULT_ENDPOINT, env="DYN_ENDPOINT", parse=_endpoint, help="Endpoint to serve: namespace.component.endpoint."
+    )
     migration_limit: int = option(
         0, env="DYN_MIGRATION_LIMIT", minimum=0, help="How often a frontend may move a request of this model."
     )

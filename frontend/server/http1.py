@@ -172,7 +172,7 @@ class Http1Connection(asyncio.Protocol):
         self._parse()
 
     def eof_received(self) -> bool:
-        """A client that has closed its side is gone, unless in the middle of a request: that is told what it left out."""
+        """A client that has closed its side is gone; in the middle of a request it is told so."""
         if self._is_in_head or self._incoming is not None:
             self._stop_input(InvalidRequest("The request ended before it was complete.", code="truncated"))
             return True  # the answer still has to leave

@@ -13,7 +13,7 @@ def _etcd(environ: Mapping[str, str]) -> Discovery:
     from dynamo.shared.discovery.etcd import EtcdDiscovery
     from dynamo.shared.discovery.etcd_config import EtcdConfig
 
-    return EtcdDiscovery(EtcdConfig.load([], environ, prog="etcd")[0])
+    return EtcdDiscovery(EtcdConfig.load([], environ, prog="discovery in etcd")[0])
 
 
 def _file(environ: Mapping[str, str]) -> Discovery:
