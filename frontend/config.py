@@ -101,8 +101,8 @@ class ServingOptions(Config):
         flags=("--discovery-backend", "--store-kv"),
         choices=("etcd", "file", "mem", "kubernetes"),
         help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV, else "
-        "$TMPDIR/dynamo_store_kv), or mem, a store of this process tree alone that is gone with it; kubernetes is not in "
-        "this version.",
+        "$TMPDIR/dynamo_store_kv), or mem, a store of this process tree alone that is gone with it; kubernetes is not "
+        "in this version.",
     )
     request_plane: str = option(
         "tcp",
@@ -150,8 +150,8 @@ class ServingOptions(Config):
         env="DYN_ROUTER_MODE",
         choices=ROUTER_MODES,
         parse=dashed,
-        help="How a worker is chosen; underscores are accepted too. kv places by load until there is a prefix index; direct "
-        "and device-aware-weighted are not in this version.",
+        help="How a worker is chosen; underscores are accepted too. kv places by load until there is a prefix index; "
+        "direct and device-aware-weighted are not in this version.",
     )
 
     # ---- the request plane
