@@ -142,7 +142,9 @@ def _model_loader(config: FrontendConfig) -> ModelLoader:
     return ModelLoader(
         ArtifactStore(Path(config.model_path) if config.model_path else None),
         TokenizerOptions(
-            backend=config.tokenizer, cache_bytes=config.tokenizer_cache_bytes if config.tokenizer_cache else 0
+            backend=config.tokenizer,
+            fallback=config.tokenizer_fallback,
+            cache_bytes=config.tokenizer_cache_bytes if config.tokenizer_cache else 0,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The asking side of the request plane: pooled, pipelined connections to workers. Source: wire.md §2.2, §2.7.
+"""The asking side of the request plane: pooled, pipelined connections to workers.
 
 `generate` sends one request and returns the stream its worker will feed. A request that no worker has begun fails with
 CannotConnect or WorkerAtCapacity, and may be placed again without harm.
@@ -34,8 +34,6 @@ _encoders = {"msgpack": msgspec.msgpack.Encoder().encode, "json": msgspec.json.E
 
 class WorkerAtCapacity(BackendError):
     """The worker's admission control refused the request unseen."""
-
-    is_migratable = True
 
     def __init__(self, text: str) -> None:
         super().__init__(f"The worker is at capacity: {text}", 529, "overloaded", "overloaded")

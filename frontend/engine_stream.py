@@ -1,4 +1,4 @@
-"""The answer side of the request plane: workers dial in here and stream their tokens. Source: wire.md §2.3.
+"""The answer side of the request plane: workers dial in here and stream their tokens.
 
     worker  handshake{subject} → prologue{error} → item… → complete_final → "sentinel"
     we      "kill" when nobody wants the rest, then close
@@ -46,7 +46,7 @@ _decoders: dict[str, Callable[..., ResponseItem]] = {
     "json": msgspec.json.Decoder(ResponseItem).decode,
 }
 
-# Worker error class -> (HTTP status, code, type). wire.md §2.4; a class not named here is the worker's own fault: 500.
+# Worker error class -> (HTTP status, code, type). A class not named here is the worker's own fault: 500.
 _CLASSES = {
     "InvalidRequest": (400, "invalid_request", "invalid_request_error"),
     "Unauthenticated": (401, "unauthenticated", "authentication_error"),

@@ -1,4 +1,4 @@
-"""What the frontend measures: both the names of Dynamo 1.6.1 and those of its documentation (features.md §6.1).
+"""What the frontend measures: both the names of Dynamo 1.6.1 and those of its documentation.
 
 One `RequestRecord` follows a request through the pipeline; everything is counted when it ends, and per token only a
 time is noted.

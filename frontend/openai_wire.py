@@ -1,4 +1,4 @@
-"""What a worker is told of an OpenAI request, besides its tokens (wire.md §3.1).
+"""What a worker is told of an OpenAI request, besides its tokens.
 
 `logit_bias` is checked and then dropped, as 1.6.1 does: its workers would take the keys for strings, not for token ids.
 """

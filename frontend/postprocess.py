@@ -4,7 +4,7 @@
 the two forms below a choice gets is decided once: `ExactChoice` looks at tokens one by one, which stop strings and
 logprobs need.
 
-Stop rules (features.md §2.3): hidden ids (eos, and stop_token_ids) end the choice unseen; with
+Stop rules: hidden ids (eos, and stop_token_ids) end the choice unseen; with
 include_stop_str_in_output the client's own stop ids and strings are shown; nothing stops before min_tokens; more than
 max_tokens is cut off.
 """

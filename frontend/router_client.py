@@ -1,4 +1,4 @@
-"""The acceptor's end of placement: asks the router, and places by itself while there is none (DESIGN §2).
+"""The acceptor's end of placement: asks the router, and places by itself while there is none.
 
 `place` is a context: however it is left, the reservation is freed. While the router is away (killed, restarting,
 hung) a request goes to the less busy of two workers drawn at random, by this acceptor's own count, and is announced

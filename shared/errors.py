@@ -149,14 +149,12 @@ class ShuttingDown(UnavailableError):
 
 
 class WorkerError(DynamoError):
-    """`is_migratable`: nothing is known to be wrong with the request itself, so another worker may be asked.
-    `is_suspect`: the instance itself is in doubt and is not asked again for a while. `summary` is what clients are told
-    where the error's own text is for operators: addresses, and what workers say of their insides."""
+    """`is_suspect`: the instance itself is in doubt and is not asked again for a while. `summary` is what clients are
+    told where the error's own text is for operators: addresses, and what workers say of their insides."""
 
     status = 503
     type = "service_unavailable"
     retry_after_s: int | None = 1
-    is_migratable: bool = True
     is_suspect: bool = True
     summary: str = ""
 
@@ -192,14 +190,12 @@ class WorkerTimeout(WorkerError):
 class ResponseTooLarge(WorkerError):
     status = 502
     code = "worker_response_too_large"
-    is_migratable = False
     is_suspect = False
 
 
 class BackendError(WorkerError):
-    """The worker answered with an error of its own; its class decides the status (wire.md §2.4)."""
+    """The worker answered with an error of its own; its class decides the status."""
 
-    is_migratable = False
     is_suspect = False
     retry_after_s: int | None = None
 

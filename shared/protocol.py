@@ -1,4 +1,5 @@
-"""The structs Dynamo 1.6.1 puts on its planes: discovery values, request, response. Source: wire.md §1-§3.
+"""The structs Dynamo 1.6.1 puts on its planes: discovery values, request, response. Source: what 1.6.1
+was seen to send and accept.
 
 Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request plane a body is a msgpack or JSON
 *map*; which one is the instance's `request_plane_codec`.
@@ -6,7 +7,7 @@ Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -102,7 +103,7 @@ class ModelDeploymentCard(Struct, kw_only=True):
 
     @property
     def max_context_length(self) -> int:
-        """Effective context in tokens, 0 when nobody knows (wire.md §1.5)."""
+        """Effective context in tokens, 0 when nobody knows."""
         return self.runtime_config.context_length or self.architectural_max_context_length or self.context_length or 0
 
     @property
@@ -270,6 +271,3 @@ class Prologue(Struct):
 
     error: str | None = None
     typed_error: WorkerErrorPayload | None = None
-
-
-Codec = Literal["json", "msgpack"]

@@ -22,8 +22,6 @@ class Dispatcher:
     def __init__(self, handle: Handle, limits: Limits, render_error: RenderError) -> None:
         self.limits = limits
         self.is_draining = False
-        self.num_requests = 0
-        self.num_refused = 0
         self.date = b""
         self.refresh_date()
         self._handle = handle
@@ -43,7 +41,6 @@ class Dispatcher:
     def dispatch(self, exchange: Exchange) -> None:
         """Handle in a task of its own. No answer begins before this returns."""
         if self._has_room(exchange):
-            self.num_requests += 1
             self._in_flight[exchange] = self._loop.create_task(self._run(exchange))
         else:
             self._loop.call_soon(self.refuse, exchange, _at_capacity())
@@ -51,7 +48,6 @@ class Dispatcher:
     async def run(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
         """Handle in the task that the caller runs in."""
         if self._has_room(exchange):
-            self.num_requests += 1
             self._in_flight[exchange] = task
             await self._run(exchange)
         else:
@@ -62,7 +58,6 @@ class Dispatcher:
 
     def refuse(self, exchange: Exchange, error: DynamoError) -> None:
         """Answer with an error that no handler saw."""
-        self.num_refused += 1
         fields = [("content-type", "application/json"), ("x-request-id", uuid.uuid4().hex)]
         if error.retry_after_s is not None:
             fields.append(("retry-after", str(error.retry_after_s)))
