@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
@@ -41,6 +42,20 @@ def _int_option(socket: zmq.Socket[Any], name: int) -> int:
     return cast(int, socket.getsockopt(name))
 
 
+def _may_schedule_in_batches() -> bool:
+    """A batch thread does not interrupt the one that wakes it. On a busy core ZeroMQ's thread then moves several messages
+    at a time, which halves the router's cost; on an idle one nothing changes. Tried out here, for where it is forbidden
+    (a sandbox) ZeroMQ would end the process.
+    """
+    try:
+        policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        os.sched_setscheduler(0, policy, parameters)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 class Channel:
     """One socket and its turns; children say how to receive and what to send. Made and used inside the running loop."""
 
@@ -49,6 +64,8 @@ class Channel:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context(io_threads=1)
+        if _may_schedule_in_batches():
+            self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._socket: zmq.Socket[bytes] = self._context.socket(self.kind)
         self._is_turn_scheduled = False
         self.num_malformed = 0
