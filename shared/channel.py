@@ -43,9 +43,10 @@ def _int_option(socket: zmq.Socket[Any], name: int) -> int:
 
 
 def _may_schedule_in_batches() -> bool:
-    """A batch thread does not interrupt the one that wakes it. On a busy core ZeroMQ's thread then moves several messages
-    at a time, which halves the router's cost; on an idle one nothing changes. Tried out here, for where it is forbidden
-    (a sandbox) ZeroMQ would end the process.
+    """A batch thread does not interrupt the one that wakes it. On a busy core ZeroMQ's thread then moves several
+    messages at a time, which halves the router's cost; on an idle one nothing changes.
+
+    Tried out here: where it is forbidden (a sandbox) ZeroMQ would end the process.
     """
     try:
         policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
