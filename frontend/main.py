@@ -97,8 +97,10 @@ def raise_fd_limit(target: int) -> None:
 def describe_children(config: FrontendConfig, run_dir: RunDir, listeners: list[socket.socket]) -> list[Stage]:
     """In the order of stopping: acceptors finish their requests while workers and router are still there."""
     environ = {"DYN_METRICS_DIR": str(run_dir.metrics)}
-    if config.discovery_backend == "mem":  # the children share no memory: a private store on files, gone with this run
-        config = dataclasses.replace(config, discovery_backend="file")
+    if config.discovery_backend == "mem":
+        # The children share no memory: a private store on files, gone with this run. Nobody else's workers are in it.
+        host = config.tcp_response_stream_host or "127.0.0.1"
+        config = dataclasses.replace(config, discovery_backend="file", tcp_response_stream_host=host)
         environ["DYN_FILE_KV"] = str(run_dir.store)
     acceptors = [_acceptor(config, run_dir, i, each.fileno(), environ) for i, each in enumerate(listeners)]
     workers = [_mock_worker(config, i, environ) for i in range(config.mock_workers)]
