@@ -77,7 +77,7 @@ class Exchange(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """Return once `is_writable`; raises ClientDisconnected."""
+        """Return once `is_writable`; raises ClientDisconnected. Several may wait at once."""
 
     @abstractmethod
     def finish(self) -> None:

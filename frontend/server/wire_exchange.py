@@ -114,8 +114,10 @@ class WireExchange(Exchange):
         if self.is_disconnected:
             raise client_gone()
         if not self.is_writable:
-            self._drain_waiter = asyncio.get_running_loop().create_future()
-            await self._drain_waiter
+            waiter = self._drain_waiter
+            if waiter is None or waiter.done():
+                waiter = self._drain_waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(waiter)  # the choices of a request all wait for it, and one may be cancelled alone
 
     def set_writable(self, is_writable: bool) -> None:
         self.is_writable = is_writable

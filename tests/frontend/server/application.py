@@ -75,6 +75,8 @@ class Application:
                 exchange.respond(204, TEXT)
             case "/big":
                 exchange.respond(200, TEXT, BLOCK * 64)
+            case "/flood-of-several":
+                await self._flood_of_several(exchange)
             case "/crash":
                 raise ZeroDivisionError
             case "/silent":
@@ -95,6 +97,19 @@ class Application:
             "body": body.decode("latin-1"),
         }
         exchange.respond(200, TEXT, json.dumps(seen).encode())
+
+    async def _flood_of_several(self, exchange: Exchange) -> None:
+        """Three writers of one answer, as the choices of one request are; each writes what fills the buffer, twice."""
+
+        async def write() -> None:
+            for _ in range(2):
+                exchange.write(BLOCK * 64)
+                self.unwritable.set()
+                await exchange.drain()
+
+        exchange.start(200, TEXT)
+        await asyncio.gather(*(write() for _ in range(3)))
+        exchange.finish()
 
     async def _flood(self, exchange: Exchange) -> None:
         """As much as the client takes, never more than the server wants to hold."""

@@ -140,6 +140,15 @@ async def test_a_slow_reader_stops_the_writer_and_memory_stays_bounded(serve: Se
     assert served.app.num_disconnects == 1
 
 
+async def test_all_writers_of_one_answer_go_on_when_the_client_reads(serve: Serve) -> None:
+    served = await serve()
+    client = await served.connect(limit=1024)
+    client.send(get("/flood-of-several", "connection: close\r\n"))
+    await served.app.unwritable.wait()
+    async with asyncio.timeout(20):
+        assert len((await client.answer()).body) == 3 * 2 * 64 * 32 * 1024
+
+
 async def test_a_client_that_reads_nothing_is_cut_off(serve: Serve) -> None:
     served = await serve(stall_timeout_s=0.2)
     client = await served.connect(limit=1024)
