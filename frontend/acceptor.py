@@ -26,8 +26,6 @@ from msgspec import Struct
 from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.config import FrontendConfig
-from dynamo.frontend.engine_client import EngineClient, EngineLimits
-from dynamo.frontend.engine_stream import ResponseServer
 from dynamo.frontend.inference import Inference
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.model import ModelLoader
@@ -42,6 +40,8 @@ from dynamo.frontend.tokenizer import TokenizerOptions
 from dynamo.shared.log import configure_logging
 from dynamo.shared.metrics import Registry
 from dynamo.shared.network import routable_host
+from dynamo.shared.request_plane.client import EngineClient, EngineLimits
+from dynamo.shared.request_plane.stream import ResponseServer
 
 if TYPE_CHECKING:
     from dynamo.frontend.server.granian import GranianServer

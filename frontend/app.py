@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from dynamo.frontend.engine_client import fresh_uuid
 from dynamo.frontend.inference import JSON, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
@@ -30,6 +29,7 @@ from dynamo.shared.errors import (
 )
 from dynamo.shared.messages import WorkerSet
 from dynamo.shared.metrics import CONTENT_TYPE, render
+from dynamo.shared.request_plane.client import fresh_uuid
 
 log = logging.getLogger("dynamo.http")
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Protocol
 
-from dynamo.frontend.engine_client import EngineClient, WorkerAtCapacity
-from dynamo.frontend.engine_stream import EngineStream
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
@@ -22,6 +20,8 @@ from dynamo.frontend.router_client import PlacementWish, RouterClient
 from dynamo.shared.errors import CannotConnect, WorkerError
 from dynamo.shared.messages import Placed
 from dynamo.shared.protocol import EngineOutput
+from dynamo.shared.request_plane.client import EngineClient, WorkerAtCapacity
+from dynamo.shared.request_plane.stream import EngineStream
 
 log = logging.getLogger("dynamo.pipeline")
 

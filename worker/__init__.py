@@ -1,8 +1,7 @@
 """What a backend imports to be served by a Dynamo frontend, in the names and call shapes of Dynamo's own Python API."""
 
-from dynamo.worker.config import DEMO_MODEL_DIR, ServingConfig, WorkerConfig
-from dynamo.worker.context import Context
-from dynamo.worker.errors import (
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.request_plane.exceptions import (
     Cancelled,
     CannotConnect,
     ConnectionTimeout,
@@ -15,15 +14,7 @@ from dynamo.worker.errors import (
     Unknown,
     WorkerUnavailable,
 )
-from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
-from dynamo.worker.register import (
-    ModelDirectoryError,
-    register_llm,
-    register_model,
-    unregister_llm,
-    unregister_model,
-)
-from dynamo.worker.runtime import (
+from dynamo.shared.runtime import (
     Component,
     DistributedRuntime,
     Endpoint,
@@ -31,6 +22,16 @@ from dynamo.worker.runtime import (
     RuntimeClosed,
     dynamo_endpoint,
     dynamo_worker,
+)
+from dynamo.shared.serving_config import ServingConfig
+from dynamo.worker.config import DEMO_MODEL_DIR, WorkerConfig
+from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
+from dynamo.worker.register import (
+    ModelDirectoryError,
+    register_llm,
+    register_model,
+    unregister_llm,
+    unregister_model,
 )
 
 __all__ = [

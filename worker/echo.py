@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from dynamo.worker.context import Context
-from dynamo.worker.errors import InvalidArgument
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.request_plane.exceptions import InvalidArgument
 from dynamo.worker.mocker import GenerateItem, GenerateRequest
 
 

@@ -18,16 +18,16 @@ import uvloop
 from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import DiscoveryError
 from dynamo.shared.log import configure_logging
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.runtime import DistributedRuntime, RuntimeClosed
 from dynamo.worker.card import ModelDirectoryError, max_context_length
 from dynamo.worker.config import WorkerConfig
-from dynamo.worker.context import Context
 from dynamo.worker.echo import EchoEngine
 from dynamo.worker.latency import LatencyModel
 from dynamo.worker.made_up_text import words_of
 from dynamo.worker.mocker import GenerateItem, MockerEngine
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
 from dynamo.worker.register import register_model
-from dynamo.worker.runtime import DistributedRuntime, RuntimeClosed
 from dynamo.worker.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)

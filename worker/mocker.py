@@ -15,8 +15,8 @@ from xxhash import xxh3_64_intdigest
 
 from dynamo.shared.hashing import hash_seed, pack_tokens
 from dynamo.shared.protocol import Routing, SamplingOptions, StopConditions
-from dynamo.worker.context import Context
-from dynamo.worker.errors import EngineShutdown, InvalidArgument, WorkerUnavailable
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.request_plane.exceptions import EngineShutdown, InvalidArgument, WorkerUnavailable
 from dynamo.worker.made_up_text import made_up_tokens
 from dynamo.worker.scheduler import Scheduler, SchedulerFull, Sequence, SequenceTooLong
 

@@ -10,9 +10,9 @@ import msgspec
 
 from dynamo.shared.discovery import CARDS
 from dynamo.shared.protocol import Registration
+from dynamo.shared.runtime import Endpoint
 from dynamo.worker.card import Card, LoraInfo, ModelDirectoryError, ModelFiles, read_model_files, slugify
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
-from dynamo.worker.runtime import Endpoint
 
 # Their frontends need no tokenizer, so nothing is read from disk.
 MINIMAL_CARD_TYPES = ModelType.TensorBased | ModelType.Images | ModelType.Videos | ModelType.Realtime

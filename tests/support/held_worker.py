@@ -16,9 +16,9 @@ from typing import Any
 
 import uvloop
 
+from dynamo.shared.runtime import DistributedRuntime
+from dynamo.shared.serving_config import serving_config
 from dynamo.worker import DEMO_MODEL_DIR, Context, ModelInput, ModelType, WorkerType, register_model
-from dynamo.worker.config import serving_config
-from dynamo.worker.runtime import DistributedRuntime
 
 MODEL = "held"
 SHORT = 32  # tokens

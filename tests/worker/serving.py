@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dynamo.worker.config import ServingConfig
-from dynamo.worker.runtime import DistributedRuntime
+from dynamo.shared.runtime import DistributedRuntime
+from dynamo.shared.serving_config import ServingConfig
 
 ENDPOINT = "demo.backend.generate"
 

@@ -19,7 +19,7 @@ from tests.worker.serving import serving
 
 @pytest.fixture(autouse=True)
 def _withdrawals_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamo.worker.runtime.PROPAGATION_S", 0)  # as is true of the mem store
+    monkeypatch.setattr("dynamo.shared.runtime.PROPAGATION_S", 0)  # as is true of the mem store
 
 
 async def count(request: dict[str, Any], context: Context) -> AsyncIterator[Any]:

@@ -15,9 +15,9 @@ import msgspec
 from dynamo.shared.framing import FrameTooLarge, RequestDecoder, TwoPartDecoder, encode_ack
 from dynamo.shared.network import routable_host
 from dynamo.shared.protocol import CallHome, ControlMessage
-from dynamo.worker.call_home import Call, Handler, serve_call
-from dynamo.worker.codec import CODECS
-from dynamo.worker.config import ServingConfig
+from dynamo.shared.request_plane.call_home import Call, Handler, serve_call
+from dynamo.shared.request_plane.codec import CODECS
+from dynamo.shared.serving_config import ServingConfig
 
 logger = logging.getLogger(__name__)
 

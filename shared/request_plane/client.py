@@ -17,11 +17,11 @@ from typing import cast
 
 import msgspec
 
-from dynamo.frontend.engine_stream import EngineStream, ResponseServer
 from dynamo.shared.errors import BackendError, CannotConnect, Disconnected, PayloadTooLarge
 from dynamo.shared.framing import AckDecoder, FrameTooLarge, encode_request
 from dynamo.shared.messages import Worker
 from dynamo.shared.protocol import PreprocessedRequest
+from dynamo.shared.request_plane.stream import EngineStream, ResponseServer
 
 log = logging.getLogger("dynamo.engine")
 

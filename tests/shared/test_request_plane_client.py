@@ -10,8 +10,6 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from dynamo.frontend.engine_client import EngineClient, EngineLimits, WorkerAtCapacity
-from dynamo.frontend.engine_stream import EngineStream, ResponseServer
 from dynamo.frontend.preprocess import pack_token_ids
 from dynamo.shared.errors import (
     BackendError,
@@ -32,6 +30,8 @@ from dynamo.shared.protocol import (
     SamplingOptions,
     StopConditions,
 )
+from dynamo.shared.request_plane.client import EngineClient, EngineLimits, WorkerAtCapacity
+from dynamo.shared.request_plane.stream import EngineStream, ResponseServer
 from tests.support.raw_worker import Call, RawWorker, raw_worker
 
 LIMITS = EngineLimits(max_message_size=1 << 20)

@@ -19,9 +19,9 @@ from msgspec import Struct
 
 from dynamo.shared.framing import KILL, SENTINEL, STOP, FrameTooLarge, TwoPartDecoder, encode_two_part
 from dynamo.shared.protocol import CallHome, Handshake, Prologue
-from dynamo.worker.codec import PayloadCodec
-from dynamo.worker.context import Context
-from dynamo.worker.errors import DynamoException, HttpError, error_payload, prologue_payload
+from dynamo.shared.request_plane.codec import PayloadCodec
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.request_plane.exceptions import DynamoException, HttpError, error_payload, prologue_payload
 
 logger = logging.getLogger(__name__)
 

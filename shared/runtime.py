@@ -20,10 +20,10 @@ import msgspec
 from dynamo.shared.discovery import CARDS, INSTANCES, key_of
 from dynamo.shared.discovery.registry import make_discovery
 from dynamo.shared.protocol import Instance
-from dynamo.worker.call_home import Handler
-from dynamo.worker.config import ServingConfig, serving_config
-from dynamo.worker.context import Context
-from dynamo.worker.server import RequestServer
+from dynamo.shared.request_plane.call_home import Handler
+from dynamo.shared.request_plane.context import Context
+from dynamo.shared.request_plane.server import RequestServer
+from dynamo.shared.serving_config import ServingConfig, serving_config
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from dynamo.shared.framing import TWO_PART_PREFIX, encode_two_part
-from dynamo.worker.errors import ErrorPayload
+from dynamo.shared.request_plane.exceptions import ErrorPayload
 
 
 class PayloadCodec:
