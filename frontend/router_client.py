@@ -20,6 +20,7 @@ from dynamo.frontend.model_table import ModelTable
 from dynamo.shared.channel import DealerChannel
 from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
 from dynamo.shared.messages import (
+    ActiveRequest,
     Free,
     Goodbye,
     Heartbeat,
@@ -199,7 +200,7 @@ class RouterClient:
     # ---- the channel
 
     def _hello(self) -> None:
-        active = [(request_id, *held) for request_id, held in self._active.items()]
+        active = [ActiveRequest(request_id, *held) for request_id, held in self._active.items()]
         self._channel.send(Hello(self._acceptor, self._incarnation, active))
 
     def _on_disconnect(self) -> None:

@@ -45,9 +45,9 @@ class Acceptors:
             acceptor = Acceptor(hello.acceptor, hello.incarnation, peer, now)
             self.by_peer[peer] = self._by_name[hello.acceptor] = acceptor
         # On an unbroken connection what we hold beyond `active` is an answer still on its way: it stays.
-        for request_id, instance_id, _num_tokens in hello.active:
+        for active in hello.active:
             if self.has_room(acceptor):
-                self.charge(acceptor, request_id, instance_id)
+                self.charge(acceptor, active.request_id, active.instance_id)
         return acceptor
 
     def _leave_place(self, peer: bytes, hello: Hello) -> None:

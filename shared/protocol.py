@@ -184,6 +184,28 @@ class OutputOptions(Struct):
     return_tokens_as_token_ids: bool | None = None
 
 
+class RouterConfigOverride(Struct, omit_defaults=True):
+    """A request's own weights for its placement; None keeps the router's."""
+
+    overlap_score_credit: float | None = None
+    overlap_score_credit_decay: float | None = None
+    prefill_load_scale: float | None = None
+    decode_active_request_weight: float | None = None
+    host_cache_hit_weight: float | None = None
+    disk_cache_hit_weight: float | None = None
+    router_temperature: float | None = None
+    assume_kv_reuse: bool | None = None
+    track_prefill_tokens: bool | None = None
+    shared_cache_multiplier: float | None = None
+
+
+class RoutingConstraints(Struct, omit_defaults=True):
+    """Taints that a worker must have, and taints that speak for or against one."""
+
+    required_taints: list[str] = []
+    preferred_taints: dict[str, float] = {}
+
+
 class Routing(Struct, omit_defaults=True):
     """Placement wishes and facts that travel with the request; all optional."""
 

@@ -183,7 +183,7 @@ async def test_a_returning_router_hears_what_is_held(
     successor = ScriptedRouter(endpoint)
     hello = await successor.hear(Hello)
     assert isinstance(hello, Hello)
-    assert sorted(num_tokens for _request, _instance, num_tokens in hello.active) == [7, 40]
+    assert sorted(active.num_tokens for active in hello.active) == [7, 40]
     await until(lambda: client.is_connected)
     successor.channel.close()
 

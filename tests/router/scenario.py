@@ -26,6 +26,7 @@ from dynamo.router.core import Router, Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put, key_of
 from dynamo.shared.messages import (
     AcceptorMessage,
+    ActiveRequest,
     Free,
     Goodbye,
     Heartbeat,
@@ -143,7 +144,7 @@ class Scenario:
 
     def do_hello(self, words: list[str], options: dict[str, str]) -> None:
         pairs = [pair.split(":") for pair in options.get("active", "").split(",") if pair]
-        active = [(int(request_id), id_of(worker), 1) for request_id, worker in pairs]
+        active = [ActiveRequest(int(request_id), id_of(worker), 1) for request_id, worker in pairs]
         self.peers[words[0]] = options.get("over", f"p-{words[0]}").encode()
         self._say(words[0], Hello(words[0], int(options.get("life", 1)), active))
 

@@ -18,6 +18,7 @@ from dynamo.shared.channel import DealerChannel
 from dynamo.shared.discovery import CARDS, INSTANCES
 from dynamo.shared.discovery.file import FileDiscovery
 from dynamo.shared.messages import (
+    ActiveRequest,
     Free,
     Heartbeat,
     Hello,
@@ -94,7 +95,9 @@ class Acceptor:
         )
 
     def hello(self) -> None:
-        self.channel.send(Hello(self.name, 1, [(request_id, worker, 1) for request_id, worker in self.active.items()]))
+        self.channel.send(
+            Hello(self.name, 1, [ActiveRequest(request_id, worker, 1) for request_id, worker in self.active.items()])
+        )
 
     def _on_messages(self, messages: list[RouterMessage]) -> None:
         self.messages += messages
