@@ -53,8 +53,8 @@ class WorkerSet(Wire, frozen=True):
 
 
 class ActiveRequest(Wire, frozen=True):
-    """A placement that an acceptor holds, told to a router that may not know it. `num_output_blocks` have grown since the
-    prompt. `block_hashes` may be left out to keep the message small: then it counts as tokens only."""
+    """A placement that an acceptor holds, told to a router that may not know it. `num_output_blocks` have grown since
+    the prompt. `block_hashes` may be left out to keep the message small: then it counts as tokens only."""
 
     request_id: int
     instance_id: int
