@@ -139,13 +139,13 @@ class Goodbye(Wire, tag=6, frozen=True):
 
 
 class PrefillCompleted(Wire, tag=7, frozen=True):
-    """The first token of this request has come: its prompt is load no longer."""
+    """The first token of this request has come: its prompt is load no longer. Sent when `Settings.tracks_prefill`."""
 
     request_id: int
 
 
 class OutputGrown(Wire, tag=8, frozen=True):
-    """The output of this request has filled further blocks; sent only when `Settings.tracks_output_blocks`."""
+    """The output of this request has filled further blocks; sent when `Settings.tracks_output_blocks`."""
 
     request_id: int
     num_blocks: int = 1
@@ -200,10 +200,12 @@ AcceptorMessage = (
 # --------------------------------------------------------------------------- router -> acceptor
 
 
-class Settings(Wire, frozen=True):
-    """What a router wants to hear from its acceptors."""
+class Settings(Wire, tag=8, frozen=True):
+    """What a router wants to hear from its acceptors, from now on. `tracks_prefill` asks for PrefillCompleted,
+    `tracks_output_blocks` for OutputGrown."""
 
     needs_block_hashes: bool = False
+    tracks_prefill: bool = False
     tracks_output_blocks: bool = False
 
 
@@ -310,7 +312,7 @@ class ThresholdsAre(Wire, tag=7, frozen=True):
     thresholds: list[Thresholds]
 
 
-RouterMessage = Welcome | TableDelta | Placed | Refused | Queued | Explained | ThresholdsAre
+RouterMessage = Welcome | TableDelta | Placed | Refused | Queued | Explained | ThresholdsAre | Settings
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode  # a list of messages -> bytes
