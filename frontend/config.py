@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynamo.frontend.kv_options import KvRouterOptions
 from dynamo.shared.config import Config, ConfigError, option, spelling
+from dynamo.shared.kv_router_options import KvRouterOptions
 from dynamo.shared.placement_options import PlacementOptions, dashed
 
-LOCAL_ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded")
-ROUTER_MODES = (*LOCAL_ROUTER_MODES, "kv", "direct", "device-aware-weighted")
+ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded", "kv", "direct", "device-aware-weighted")
 MIB = 1024 * 1024
 
 
@@ -114,16 +113,22 @@ class ServingOptions(Config):
         "zmq",
         env="DYN_EVENT_PLANE",
         choices=("zmq", "nats"),
-        help="Transport of KV events and load from workers; nats is not in this version.",
+        help="Transport of what this replica tells others (NATS_SERVER for nats); those of workers say so themselves.",
     )
     model_path: str | None = option(
         None, env="DYN_MODEL_PATH", help="Directory to look in for files of a model card that are not where it says."
     )
     migration_limit: int = option(
-        0,
+        3,
         env="DYN_MIGRATION_LIMIT",
         minimum=0,
-        help="How often a request may move to another worker in mid-answer; without effect in this version.",
+        help="How often a request that a worker has begun may move to another one; 0, Dynamo's default, never moves it.",
+    )
+    migration_max_seq_len: int | None = option(
+        None,
+        env="DYN_MIGRATION_MAX_SEQ_LEN",
+        minimum=1,
+        help="Tokens, prompt and answer, above which a request stays with its worker; unset: the model's context.",
     )
     tokenizer: str = option(
         "default",
@@ -150,8 +155,9 @@ class ServingOptions(Config):
         env="DYN_ROUTER_MODE",
         choices=ROUTER_MODES,
         parse=dashed,
-        help="How a worker is chosen; underscores are accepted too. kv places by load until there is a prefix index; "
-        "direct and device-aware-weighted are not in this version.",
+        help="How a worker is chosen; underscores are accepted too. kv takes the worker that has most of the "
+        "prompt cached and least to do; with direct each request names its worker; device-aware-weighted is not in this "
+        "version.",
     )
 
     # ---- the request plane
@@ -207,9 +213,7 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
         self._refuse("discovery_backend", "kubernetes", "use etcd, file or mem")
         self._refuse("request_plane", "nats", "use tcp")
         self._refuse("request_plane", "http", "use tcp")
-        self._refuse("event_plane", "nats", "use zmq")
-        for mode in ("direct", "device-aware-weighted"):
-            self._refuse("router_mode", mode, f"use one of {', '.join(LOCAL_ROUTER_MODES)}")
+        self._refuse("router_mode", "device-aware-weighted", f"use one of {', '.join(ROUTER_MODES[:-1])}")
 
     @classmethod
     def _parser(cls, prog: str, description: str) -> argparse.ArgumentParser:

@@ -22,7 +22,9 @@ from dynamo.frontend.listeners import ListenError, listen, url_of
 from dynamo.frontend.run_dir import RunDir
 from dynamo.frontend.supervisor import STOP_GRACE_S, Stage, StartError, Supervisor
 from dynamo.shared.installation import require_sound_installation
+from dynamo.shared.kv_router_options import KvRouterOptions
 from dynamo.shared.log import configure_logging
+from dynamo.shared.placement_options import PlacementOptions
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +80,7 @@ def _check_tls_pair(config: FrontendConfig) -> None:
 
 
 def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
-    names = FrontendConfig.given(provenance)
-    if config.migration_limit:
-        names.append("migration_limit")
+    names = KvRouterOptions.inert_ones(provenance)
     if names:
         log.warning("accepted, but without effect in this version: %s", ", ".join(names))
 
@@ -125,15 +125,9 @@ def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: in
 
 
 def _router_message(config: FrontendConfig, run_dir: RunDir) -> dict[str, Any]:
-    return {
-        "bind": run_dir.router_endpoint,
-        "discovery_backend": config.discovery_backend,
-        "namespace": config.namespace,
-        "namespace_prefix": config.namespace_prefix,
-        "router_mode": config.router_mode,
-        "router_min_initial_workers": config.router_min_initial_workers,
-        "inhibited_duration_s": config.inhibited_duration_s,
-    }
+    own = {"bind": run_dir.router_endpoint}
+    names = ("discovery_backend", "event_plane", "router_mode", *KvRouterOptions.options(), *PlacementOptions.options())
+    return own | {name: getattr(config, name) for name in names}
 
 
 def _mock_worker(config: FrontendConfig, index: int, environ: dict[str, str]) -> Child:

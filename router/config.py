@@ -11,13 +11,14 @@ import msgspec
 from dynamo.router.core import Rules
 from dynamo.router.selectors import SELECTORS
 from dynamo.shared.config import ConfigError, option
+from dynamo.shared.kv_router_options import KvRouterOptions
 from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = (*SELECTORS, "kv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(PlacementOptions):
+class RouterConfig(KvRouterOptions, PlacementOptions):
     bind: str = option(
         "tcp://127.0.0.1:5557",
         env="DYN_ROUTER_BIND",

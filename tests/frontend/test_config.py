@@ -50,15 +50,22 @@ def test_a_command_for_kv_routing_is_accepted() -> None:
         {"DYN_ROUTER_REPLICA_SYNC": "true"},
         prog="dynamo-frontend",
     )
-    assert (config.router_prefill_load_scale, config.router_temperature) == (1.5, 0.2)
+    assert (config.weight_scale, config.weight_credit, config.router_temperature) == (1.5, 1.0, 0.2)
     assert not config.router_kv_events
     assert config.router_mode == "kv"
-    assert FrontendConfig.given(provenance) == [
-        "router_prefill_load_scale",
-        "router_temperature",
-        "router_kv_events",
-        "router_replica_sync",
-    ]
+    assert FrontendConfig.inert_ones(provenance) == []
+
+
+def test_options_without_effect_are_named() -> None:
+    _, provenance = FrontendConfig.load(
+        ["--enforce-disagg", "--router-event-threads", "8"], {"DYN_USE_REMOTE_INDEXER": "1"}, prog="dynamo-frontend"
+    )
+    assert FrontendConfig.inert_ones(provenance) == ["router_event_threads", "use_remote_indexer", "enforce_disagg"]
+
+
+def test_the_older_weight_of_zero_drops_the_credit_too() -> None:
+    config = load("--kv-overlap-score-weight", "0")
+    assert (config.weight_scale, config.weight_credit) == (0.0, 0.0)
 
 
 def test_none_switches_a_threshold_off() -> None:
@@ -75,7 +82,7 @@ def test_none_switches_a_threshold_off() -> None:
         (["--graceful-shutdown-timeout-s", "inf"], ["--graceful-shutdown-timeout-s"]),
         (["--tls-cert-path", "cert.pem"], ["--tls-cert-path", "--tls-key-path", "together"]),
         (["--router-mode", "fastest"], ["--router-mode", "round-robin"]),
-        (["--router-mode", "direct"], ["--router-mode", "direct", "not in this version", "least-loaded"]),
+        (["--router-mode", "device-aware-weighted"], ["--router-mode", "not in this version", "least-loaded"]),
         (["--discovery-backend", "kubernetes"], ["kubernetes", "not in this version", "etcd, file or mem"]),
         (["--request-plane", "nats"], ["--request-plane", "use tcp"]),
         (["--tcp-response-stream-port", "65535", "--workers", "2"], ["--tcp-response-stream-port", "--workers"]),
