@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 from xxhash import xxh3_64_intdigest
 
@@ -31,18 +32,47 @@ def hash_seed(lora_name: str | None = None, cache_salt: str | None = None) -> in
 
 
 def pack_tokens(token_ids: Iterable[int]) -> bytes:
-    values = array("I", token_ids)
+    return _little_endian(array("I", token_ids))
+
+
+def _little_endian(values: array[int]) -> bytes:
     if sys.byteorder == "big":
         values.byteswap()
     return values.tobytes()
 
 
-def block_hashes(packed_tokens: bytes | memoryview, block_size: int, seed: int = SEED) -> list[int]:
-    """Hashes of the full blocks; a rest shorter than `block_size` tokens has none."""
+def block_hashes(
+    packed_tokens: bytes | memoryview, block_size: int, seed: int = SEED, *, is_eagle: bool = False
+) -> list[int]:
+    """Hashes of the full blocks; a rest shorter than `block_size` tokens has none. With Eagle a block is hashed together
+    with the token that follows it."""
+    return list(_block_hashes(packed_tokens, block_size, seed, is_eagle))
+
+
+def packed_sequence_hashes(
+    packed_tokens: bytes | memoryview, block_size: int, seed: int = SEED, *, is_eagle: bool = False
+) -> bytes:
+    """Sequence hashes of the full blocks as packed u64 LE: what placement is asked with."""
+    hashes = _block_hashes(packed_tokens, block_size, seed, is_eagle)
+    if (parent := next(hashes, None)) is None:
+        return b""
+    digest, pair = xxh3_64_intdigest, _U64_PAIR.pack
+    chain = array("Q", (parent,))
+    chain.extend([parent := digest(pair(parent, block_hash), SEED) for block_hash in hashes])
+    return _little_endian(chain)
+
+
+def _block_hashes(packed_tokens: bytes | memoryview, block_size: int, seed: int, is_eagle: bool) -> Iterator[int]:
+    return map(xxh3_64_intdigest, _blocks(packed_tokens, block_size, is_eagle), repeat(seed))
+
+
+def _blocks(packed_tokens: bytes | memoryview, block_size: int, is_eagle: bool) -> Sequence[bytes | memoryview]:
     step = 4 * block_size
-    view = memoryview(packed_tokens)
-    full = len(view) - len(view) % step
-    return [xxh3_64_intdigest(view[start : start + step], seed) for start in range(0, full, step)]
+    if is_eagle:
+        window = step + 4
+        return [packed_tokens[at : at + window] for at in range(0, len(packed_tokens) - window + 1, step)]
+    # One call for all of them; a Struct of its own, because the module would keep the last hundred of these formats.
+    return struct.Struct(f"{step}s" * (len(packed_tokens) // step)).unpack_from(packed_tokens)
 
 
 def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> list[int]:
