@@ -122,7 +122,7 @@ class ServingOptions(Config):
         3,
         env="DYN_MIGRATION_LIMIT",
         minimum=0,
-        help="How often a request that a worker has begun may move to another one; 0, Dynamo's default, never moves it.",
+        help="How often a request that a worker has begun may move to another; 0, Dynamo's default, never moves it.",
     )
     migration_max_seq_len: int | None = option(
         None,
@@ -156,8 +156,8 @@ class ServingOptions(Config):
         choices=ROUTER_MODES,
         parse=dashed,
         help="How a worker is chosen; underscores are accepted too. kv takes the worker that has most of the "
-        "prompt cached and least to do; with direct each request names its worker; device-aware-weighted is not in this "
-        "version.",
+        "prompt cached and least to do; direct lets each request name its worker; device-aware-weighted is not in "
+        "this version.",
     )
 
     # ---- the request plane

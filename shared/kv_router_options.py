@@ -109,8 +109,8 @@ class KvRouterOptions(Config):
     router_snapshot: str | None = option(
         None,
         env="DYN_ROUTER_SNAPSHOT",
-        help="Where to keep a snapshot of the prefix index for a warm restart: a file, or nats:BUCKET for the NATS object "
-        "store.",
+        help="Where to keep a snapshot of the prefix index for a warm restart: a file, or nats:BUCKET for the "
+        "NATS object store.",
     )
     router_snapshot_interval_s: float = option(
         60.0,
@@ -218,7 +218,7 @@ class KvRouterOptions(Config):
         env="DYN_ROUTER_SESSION_AFFINITY_TTL_SECS",
         flags=("--router-session-affinity-ttl-secs",),
         minimum=0.001,
-        help="Keep the requests of a session (x-dynamo-session-id) on one worker until it was idle for so many seconds; "
+        help="Keep the requests of a session (x-dynamo-session-id) on one worker until idle for so many seconds; "
         "unset: sessions are ignored.",
     )
     router_session_affinity_mode: str = option(
