@@ -12,7 +12,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from itertools import repeat, zip_longest
 
 from xxhash import xxh3_64_intdigest
 
@@ -42,11 +42,20 @@ def _little_endian(values: array[int]) -> bytes:
 
 
 def block_hashes(
-    packed_tokens: bytes | memoryview, block_size: int, seed: int = SEED, *, is_eagle: bool = False
+    packed_tokens: bytes | memoryview,
+    block_size: int,
+    seed: int = SEED,
+    *,
+    is_eagle: bool = False,
+    mm_hashes: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """Hashes of the full blocks; a rest shorter than `block_size` tokens has none. With Eagle a block is hashed together
-    with the token that follows it."""
-    return list(_block_hashes(packed_tokens, block_size, seed, is_eagle))
+    """Hashes of the full blocks; a rest shorter than `block_size` tokens has none. With Eagle a block is hashed with
+    with the token that follows it. `mm_hashes` are those of the multimodal objects in each block, the first blocks
+    first: images of one size have the same tokens."""
+    if not any(mm_hashes):
+        return list(_block_hashes(packed_tokens, block_size, seed, is_eagle))
+    blocks = zip_longest(_blocks(packed_tokens, block_size, is_eagle), mm_hashes, fillvalue=())
+    return [xxh3_64_intdigest(_with_objects(block, objects), seed) for block, objects in blocks if block]
 
 
 def packed_sequence_hashes(
@@ -73,6 +82,10 @@ def _blocks(packed_tokens: bytes | memoryview, block_size: int, is_eagle: bool) 
         return [packed_tokens[at : at + window] for at in range(0, len(packed_tokens) - window + 1, step)]
     # One call for all of them; a Struct of its own, because the module would keep the last hundred of these formats.
     return struct.Struct(f"{step}s" * (len(packed_tokens) // step)).unpack_from(packed_tokens)
+
+
+def _with_objects(block: bytes | memoryview, mm_hashes: Sequence[int]) -> bytes:
+    return bytes(block) + _little_endian(array("Q", sorted(mm_hashes)))
 
 
 def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> list[int]:
