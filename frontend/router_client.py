@@ -17,11 +17,16 @@ from types import TracebackType
 from msgspec import Struct
 
 from dynamo.frontend.model_table import ModelTable
+from dynamo.frontend.router_questions import Answer, RouterQuestions
 from dynamo.shared.channel import DealerChannel
-from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
+from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded, RouterAway
 from dynamo.shared.messages import (
+    AcceptorMessage,
     ActiveRequest,
+    Explain,
+    Explained,
     Free,
+    GetThresholds,
     Goodbye,
     Heartbeat,
     Hello,
@@ -29,7 +34,10 @@ from dynamo.shared.messages import (
     Placed,
     Refused,
     RouterMessage,
+    SetThresholds,
     TableDelta,
+    Thresholds,
+    ThresholdsAre,
     Welcome,
     WorkerFailed,
 )
@@ -99,6 +107,7 @@ class RouterClient:
         self._channel = DealerChannel(
             endpoint, on_messages=self._on_messages, on_connect=self._hello, on_disconnect=self._on_disconnect
         )
+        self._questions = RouterQuestions(self._channel.send)
         self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._beat)
 
     def place(self, wish: PlacementWish) -> Placement:
@@ -116,6 +125,38 @@ class RouterClient:
         """Take the instance out of everybody's choice for a while."""
         self._inhibited_until[instance_id] = self._loop.time() + self._inhibited_s
         self._channel.send(WorkerFailed(instance_id, reason))
+
+    # ---- what only the router knows: each raises RouterAway without it, and ModelNotFound for an unknown model
+
+    async def explain(self, wish: PlacementWish) -> Explained:
+        """What the router would answer to `wish`, and why. Nothing is placed; raises what a placement would."""
+        request_id = self.next_request_id()
+        answer = await self._ask(request_id, Explain(_place(request_id, wish)), wish.model)
+        assert isinstance(answer, Explained)
+        return answer
+
+    async def thresholds(self, model: str | None = None) -> list[Thresholds]:
+        """One model's busy thresholds, or everybody's."""
+        request_id = self.next_request_id()
+        answer = await self._ask(request_id, GetThresholds(request_id, model), model or "")
+        assert isinstance(answer, ThresholdsAre)
+        return answer.thresholds
+
+    async def set_thresholds(self, thresholds: Thresholds, *, replaces: bool) -> list[Thresholds]:
+        """What they are then. `replaces`: None switches a test off, where it otherwise leaves it as it is."""
+        request_id = self.next_request_id()
+        question = SetThresholds(request_id, thresholds, replaces)
+        answer = await self._ask(request_id, question, thresholds.model)
+        assert isinstance(answer, ThresholdsAre)
+        return answer.thresholds
+
+    async def _ask(self, request_id: int, question: AcceptorMessage, model: str) -> Answer:
+        if not self.is_connected:
+            raise RouterAway("The router is away, and only it can answer this; try again.")
+        answer = await self._questions.ask(request_id, question)
+        if isinstance(answer, Refused):
+            raise _refusal(answer, model)
+        return answer
 
     def close(self) -> None:
         self._timer.cancel()
@@ -151,17 +192,7 @@ class RouterClient:
 
     async def _ask_router(self, request_id: int, wish: PlacementWish) -> Placed | None:
         """None: the router is gone, hung, or not taking messages."""
-        message = Place(
-            request_id,
-            wish.model,
-            wish.num_tokens,
-            wish.block_hashes,
-            wish.excluded,
-            wish.instance_id,
-            wish.dp_rank,
-            wish.mdcsum,
-        )
-        if not self._channel.send(message):
+        if not self._channel.send(_place(request_id, wish)):
             return None
         future: asyncio.Future[Placed] = self._loop.create_future()
         self._asked[request_id] = (future, wish, self._loop.time() + PLACE_TIMEOUT_S)
@@ -207,6 +238,7 @@ class RouterClient:
         if self.is_connected:
             log.warning("the router is gone; placing by this acceptor's own counts until it is back")
         self.is_connected = False
+        self._questions.give_up()
         asked, self._asked = self._asked, {}
         for future, _wish, _deadline in asked.values():
             if not future.done():
@@ -220,7 +252,11 @@ class RouterClient:
                         asked[0].set_result(message)
                 case Refused():
                     if (asked := self._asked.pop(message.request_id, None)) is not None and not asked[0].done():
-                        asked[0].set_exception(_refusal(message, asked[1]))
+                        asked[0].set_exception(_refusal(message, asked[1].model))
+                    elif asked is None:
+                        self._questions.answer(message)
+                case Explained() | ThresholdsAre():
+                    self._questions.answer(message)
                 case TableDelta():
                     self._on_delta(message)
                 case Welcome():
@@ -262,12 +298,25 @@ class _RouterAway(Exception):
     """Stands in for an answer that will not come."""
 
 
-def _refusal(refused: Refused, wish: PlacementWish) -> DynamoError:
+def _place(request_id: int, wish: PlacementWish) -> Place:
+    return Place(
+        request_id,
+        wish.model,
+        wish.num_tokens,
+        wish.block_hashes,
+        wish.excluded,
+        wish.instance_id,
+        wish.dp_rank,
+        wish.mdcsum,
+    )
+
+
+def _refusal(refused: Refused, model: str) -> DynamoError:
     """The router's refusal as the error the client is told."""
     error: DynamoError
     match refused.code:
         case "model_not_found":
-            return ModelNotFound(wish.model)
+            return ModelNotFound(model)
         case "overloaded":
             error = Overloaded(refused.message)
         case "invalid_value":

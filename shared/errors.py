@@ -3,6 +3,8 @@
     DynamoError
     ├── RequestError              the client's: fix the request
     │   ├── InvalidRequest        400  a field is missing, of the wrong type or out of range
+    │   │   └── Unprocessable     422  the same of an admin route's body, where 1.6.1 says so
+    │   ├── Unauthorized          401  the admin key is missing or wrong
     │   ├── ModelNotFound         404
     │   ├── RouteNotFound         404
     │   ├── MethodNotAllowed      405
@@ -14,6 +16,7 @@
     │   └── ClientDisconnected    499  never sent; counted and logged
     ├── UnavailableError          ours, for now: the same request may be sent again
     │   ├── ModelNotReady         503  known, but no worker can be asked
+    │   ├── RouterAway            503  only the router can answer, and it does not
     │   ├── AtCapacity            503  the process holds as many requests as it may
     │   ├── Overloaded            529
     │   └── ShuttingDown          503
@@ -67,6 +70,16 @@ class InvalidRequest(RequestError):
         self.param = param
         if code is not None:
             self.code = code
+
+
+class Unprocessable(InvalidRequest):
+    status = 422
+
+
+class Unauthorized(RequestError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
 
 
 class ModelNotFound(RequestError):
@@ -132,6 +145,10 @@ class UnavailableError(DynamoError):
 
 class ModelNotReady(UnavailableError):
     code = "model_not_ready"
+
+
+class RouterAway(UnavailableError):
+    code = "router_away"
 
 
 class AtCapacity(UnavailableError):
