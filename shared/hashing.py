@@ -12,7 +12,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat, zip_longest
+from itertools import chain, repeat
 
 from xxhash import xxh3_64_intdigest
 
@@ -54,8 +54,8 @@ def block_hashes(
     first: images of one size have the same tokens."""
     if not any(mm_hashes):
         return list(_block_hashes(packed_tokens, block_size, seed, is_eagle))
-    blocks = zip_longest(_blocks(packed_tokens, block_size, is_eagle), mm_hashes, fillvalue=())
-    return [xxh3_64_intdigest(_with_objects(block, objects), seed) for block, objects in blocks if block]
+    blocks = zip(_blocks(packed_tokens, block_size, is_eagle), chain(mm_hashes, repeat(())), strict=False)
+    return [xxh3_64_intdigest(_with_objects(block, own), seed) for block, own in blocks]
 
 
 def packed_sequence_hashes(
@@ -66,9 +66,9 @@ def packed_sequence_hashes(
     if (parent := next(hashes, None)) is None:
         return b""
     digest, pair = xxh3_64_intdigest, _U64_PAIR.pack
-    chain = array("Q", (parent,))
-    chain.extend([parent := digest(pair(parent, block_hash), SEED) for block_hash in hashes])
-    return _little_endian(chain)
+    packed = array("Q", (parent,))
+    packed.extend([parent := digest(pair(parent, block_hash), SEED) for block_hash in hashes])
+    return _little_endian(packed)
 
 
 def _block_hashes(packed_tokens: bytes | memoryview, block_size: int, seed: int, is_eagle: bool) -> Iterator[int]:
@@ -90,11 +90,11 @@ def _with_objects(block: bytes | memoryview, mm_hashes: Sequence[int]) -> bytes:
 
 def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> list[int]:
     """Chain block hashes. `parent` is the sequence hash of the block before the first, None at the start."""
-    chain = []
+    hashes = []
     for block_hash in block_hashes:
         parent = block_hash if parent is None else next_sequence_hash(parent, block_hash)
-        chain.append(parent)
-    return chain
+        hashes.append(parent)
+    return hashes
 
 
 def next_sequence_hash(parent: int, block_hash: int) -> int:

@@ -56,3 +56,16 @@ def test_an_eagle_block_needs_the_token_that_follows_it() -> None:
     assert block_hashes(TOKENS, 16, is_eagle=True) == OF_EAGLE
     assert block_hashes(TOKENS[: 4 * 65], 16, is_eagle=True) == OF_EAGLE
     assert block_hashes(TOKENS[: 4 * 64], 16, is_eagle=True) == OF_EAGLE[:3]
+
+
+def test_images_of_one_size_make_different_blocks() -> None:
+    assert block_hashes(TOKENS, 16, mm_hashes=[[], [9, 5], [2**64 - 1]]) == [
+        PLAIN[0],
+        14359399451050823227,
+        1023321562398549245,
+        PLAIN[3],
+    ]
+    assert block_hashes(TOKENS, 16, mm_hashes=[[], [5, 9, 9]])[1] == 4967660323881164180
+    assert block_hashes(TOKENS, 16, mm_hashes=[[], [], [], [], [7]]) == PLAIN
+    of_all = block_hashes(TOKENS, 16, hash_seed("ad", "salt"), is_eagle=True, mm_hashes=[[7]])
+    assert of_all == [8160935924947612966, 15797545703048093354, 16070104944587475092, 4837504966854245188]
