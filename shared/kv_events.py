@@ -11,6 +11,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from dynamo.shared.event_plane import EndpointScope, Scope
+from dynamo.shared.protocol import Instance
+
 KV_EVENTS_TOPIC = "kv-events"
 LOAD_TOPIC = "kv_metrics"
 TIERS = ("device", "host_pinned", "disk", "external")
@@ -78,6 +81,28 @@ class WorkerRank(Struct, frozen=True):
 
 
 # --------------------------------------------------------------------------- recovery
+
+
+class RecoveryTarget(Instance, tag=False):
+    """The instance that answers recovery queries, as it is written inside a source."""
+
+
+class SourceMetadata(Struct, omit_defaults=True):
+    """`kv_state_endpoint` says whose blocks the events are about. Without a target nobody answers queries."""
+
+    kv_state_endpoint: EndpointScope
+    worker: WorkerRank
+    publisher_id: int
+    recovery_target: RecoveryTarget | None = None
+
+
+class EventSource(Struct, tag_field="type", tag="EventSource"):
+    """Value below `v1/event_sources`: who numbers the events of a rank, and where to ask for those one missed."""
+
+    scope: Scope
+    topic: str
+    publisher_id: int
+    metadata: SourceMetadata
 
 
 class RecoveryQuery(Struct):

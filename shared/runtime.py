@@ -99,6 +99,11 @@ class DistributedRuntime:
             raise RuntimeError("this process has no identity yet: await runtime.open() first")
         return self._discovery.lease_id
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this host can see what is published here."""
+        return self._discovery.is_local
+
     def shutdown(self) -> None:
         """Start to drain: withdraw everything, let running requests finish, give the lease back."""
         if self._closing is None:

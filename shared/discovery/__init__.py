@@ -37,6 +37,8 @@ class DiscoveryError(Exception):
 class Discovery(Protocol):
     """A store opened by one process. Everything it published lives as long as the process keeps its lease alive."""
 
+    is_local: bool  # only processes of this host can see it, so addresses in it may be loopback
+
     async def open(self) -> None:
         """Connect, take the lease and keep it alive. Raises DiscoveryError when that cannot be done in time."""
 

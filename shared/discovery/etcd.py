@@ -29,6 +29,8 @@ REVOKE_TIMEOUT_S = 2.0
 
 
 class EtcdDiscovery:
+    is_local = False
+
     def __init__(self, config: EtcdConfig | None = None) -> None:
         self._config = config or EtcdConfig.load([], prog="etcd")[0]
         self._published: dict[str, bytes] = {}

@@ -51,6 +51,8 @@ class FileDiscovery:
     """All disk access happens in one thread of its own, in order: a stuck disk does not stop the event loop, and a long
     computation in the event loop's other threads does not let our entries expire."""
 
+    is_local = True
+
     def __init__(self, root: Path | None = None, ttl_s: float = TTL_S) -> None:
         self._root = root or default_root()
         self._ttl_s = ttl_s

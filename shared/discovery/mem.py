@@ -43,6 +43,8 @@ _named_stores: dict[str, MemStore] = defaultdict(MemStore)
 class MemDiscovery:
     """One participant of `store`: an object, or the name of a store that this process shares."""
 
+    is_local = True
+
     def __init__(self, store: MemStore | str = "default") -> None:
         self._store = _named_stores[store] if isinstance(store, str) else store
         self._published: set[tuple[str, str]] = set()

@@ -6,12 +6,15 @@ whichever transport each of them names. Delivery is best effort: a sequence numb
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from dynamo.shared.discovery import EVENT_CHANNELS, EVENT_SOURCES
+
+_PLAIN = frozenset((string.ascii_letters + string.digits + "-_").encode())
 
 
 class EndpointScope(Struct, frozen=True):
@@ -25,6 +28,15 @@ class EndpointScope(Struct, frozen=True):
     def subject_prefix(self) -> str:
         """Of NATS subjects; `.topic` follows."""
         return f"namespace.{self.namespace}.component.{self.component}.endpoint.{self.name}"
+
+    def key(self, topic: str, publisher_id: int) -> str:
+        """Of a channel or a source below its bucket."""
+        namespace, component, name, topic = map(_segment, (self.namespace, self.component, self.name, topic))
+        return f"namespace/{namespace}/component/{component}/endpoint/{name}/topic/{topic}/{publisher_id:x}"
+
+
+def _segment(text: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in text.encode())
 
 
 class Scope(Struct, frozen=True, kw_only=True):
@@ -48,7 +60,7 @@ class EventChannel(Struct, tag_field="type", tag="EventChannel", frozen=True):
     transport: Transport
 
 
-class Envelope(Struct):
+class Envelope(Struct, gc=False):
     """One message. `sequence` counts from 0 per publisher; `published_at` in Unix milliseconds."""
 
     publisher_id: int
