@@ -249,8 +249,8 @@ class PlacementQueue:
         return {name: queue.depth for name, queue in self._queues.items()}
 
     def take_rejections(self) -> dict[tuple[str, str], int]:
-        """How often (policy class, reason) ended a wait, or kept it from beginning, since the last call. Reasons are those
-        of QueueFull, and expired."""
+        """How often (policy class, reason) ended a wait, or kept it from beginning, since the last call. Reasons are
+        those of QueueFull, and expired."""
         rejections, self._rejections = self._rejections, {}
         return rejections
 
