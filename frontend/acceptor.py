@@ -23,6 +23,7 @@ import setproctitle
 import uvloop
 from msgspec import Struct
 
+from dynamo.frontend.admin import Admin, AdminAccess
 from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.config import FrontendConfig
@@ -82,8 +83,9 @@ class Acceptor:
         self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)
         self._responses = _response_server(config, own.index)
         self._engine = EngineClient(self._responses, _engine_limits(config))
+        pipeline = Pipeline(self._models, self._router, self._engine)
         self._inference = Inference(
-            Pipeline(self._models, self._router, self._engine),
+            pipeline,
             self._metrics,
             KeepAlive(config.sse_keep_alive_interval_ms / 1000),
             config.max_concurrent_requests,
@@ -92,6 +94,7 @@ class Acceptor:
             self._inference,
             self._models,
             self._router,
+            Admin(AdminAccess(not config.disable_frontend_admin_api, config.admin_api_key), self._router, pipeline),
             self._save_metrics,
             metrics_directory,
             config.overload_status_code,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from dynamo.frontend.inference import JSON, Inference, RequestIds
+from dynamo.frontend.admin import Admin
+from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
 from dynamo.frontend.openai_responses import Model, error_body, model_response, models_response
@@ -26,6 +27,7 @@ from dynamo.shared.errors import (
     ModelNotReady,
     Overloaded,
     RouteNotFound,
+    Unauthorized,
 )
 from dynamo.shared.messages import WorkerSet
 from dynamo.shared.metrics import CONTENT_TYPE, render
@@ -36,9 +38,6 @@ log = logging.getLogger("dynamo.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 _MODELS = "/v1/models/"
 
-Handler = Callable[[Exchange, HeaderBlock, RequestIds], Awaitable[None]]
-"""(exchange, headers every answer to it carries, ids of the request)"""
-
 
 class App:
     """`await app(exchange)` answers it. Raises nothing but ClientDisconnected and cancellation."""
@@ -48,6 +47,7 @@ class App:
         inference: Inference,
         models: ModelRegistry,
         router: RouterClient,
+        admin: Admin,
         save_metrics: Callable[[], None],
         metrics_directory: Path,
         overload_status_code: int,
@@ -66,6 +66,7 @@ class App:
             "/health": {"GET": self._health},
             "/live": {"GET": self._live},
             "/metrics": {"GET": self._metrics},
+            **admin.routes(),
         }
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -93,7 +94,7 @@ class App:
             methods = {"GET": self._model_ready if path.endswith("/ready") else self._model}
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
-            raise MethodNotAllowed(method, path, "GET, HEAD" if "GET" in methods else "POST")
+            raise MethodNotAllowed(method, path, ", ".join(methods).replace("GET", "GET, HEAD"))
         return handler
 
     def _respond_error(self, exchange: Exchange, headers: HeaderBlock, error: DynamoError) -> None:
@@ -104,6 +105,8 @@ class App:
             headers += b"retry-after: %d\r\n" % error.retry_after_s
         if isinstance(error, MethodNotAllowed):
             headers += b"allow: %b\r\n" % error.allow.encode()
+        if isinstance(error, Unauthorized):
+            headers += b"www-authenticate: Bearer\r\n"
         status = self._overload_status_code if error.status == Overloaded.status else error.status
         exchange.respond(status, JSON + headers, error_body(error))
 

@@ -91,6 +91,17 @@ class ServingOptions(Config):
     fd_limit_target: int = option(
         8192, env="DYN_FRONTEND_FD_LIMIT_TARGET", minimum=0, help="Raise the limit of open files to this; 0 leaves it."
     )
+    disable_frontend_admin_api: bool = option(
+        False,
+        env="DYN_DISABLE_FRONTEND_ADMIN_API",
+        help="Serve neither /busy_threshold nor anything below /v1/admin.",
+    )
+    admin_api_key: str | None = option(
+        None,
+        env="DYN_ADMIN_API_KEY",
+        is_secret=True,
+        help="Key that these routes ask for, as in `Authorization: Bearer KEY`; unset asks for none.",
+    )
     metrics_prefix: str = option("dynamo_frontend", env="DYN_METRICS_PREFIX", help="First part of every metric's name.")
 
     # ---- what it serves

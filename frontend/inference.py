@@ -6,8 +6,9 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
 from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
@@ -40,6 +41,10 @@ class RequestIds(NamedTuple):
 
     own: str
     shown: str
+
+
+Handler: TypeAlias = Callable[[Exchange, HeaderBlock, RequestIds], Awaitable[None]]
+"""(exchange, headers every answer to it carries, ids of the request)"""
 
 
 class Inference:
@@ -87,9 +92,7 @@ class Inference:
             raise ShuttingDown("This gateway is shutting down; send the request to another one.")
         if self.num_active > self._max_concurrent_requests:
             raise Overloaded(f"This gateway already serves {self._max_concurrent_requests} requests; try again.")
-        content_type = exchange.header("content-type")
-        if content_type != "application/json" and not _JSON_TYPE.fullmatch(content_type or ""):
-            raise UnsupportedMediaType(f"The content-type must be application/json, not {content_type or 'missing'}.")
+        require_json(exchange)
 
     def _note_unknown(self, names: tuple[str, ...]) -> None:
         """Each name once in the life of the process: a client that sends one sends it always."""
@@ -215,6 +218,13 @@ class EventRenderer:
         if delta.finish_reason:
             events += choice.chunk(finish_reason=delta.finish_reason, usage=usage)
         return events
+
+
+def require_json(exchange: Exchange) -> None:
+    """Raises UnsupportedMediaType."""
+    content_type = exchange.header("content-type")
+    if content_type != "application/json" and not _JSON_TYPE.fullmatch(content_type or ""):
+        raise UnsupportedMediaType(f"The content-type must be application/json, not {content_type or 'missing'}.")
 
 
 def _cancel_on_disconnect(exchange: Exchange) -> None:

@@ -18,7 +18,7 @@ from dynamo.frontend.postprocess import Delta, make_choice
 from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
 from dynamo.frontend.router_client import PlacementWish, RouterClient
 from dynamo.shared.errors import CannotConnect, WorkerError
-from dynamo.shared.messages import Placed
+from dynamo.shared.messages import Explained, Placed
 from dynamo.shared.protocol import EngineOutput
 from dynamo.shared.request_plane.client import EngineClient, WorkerAtCapacity
 from dynamo.shared.request_plane.stream import EngineStream
@@ -56,6 +56,10 @@ class Pipeline:
         record.model = model.name
         return self._fan_out([await prepare_completion(model, request, p) for p in request.prompts], record)
 
+    async def explain(self, prepared: Prepared) -> Explained:
+        """What the router would do with it, and why; nothing is placed. Raises what a placement would."""
+        return await self._router.explain(_wish(prepared))
+
     async def run(self, batch: Sequence[Prepared], record: RequestRecord, sink: Sink) -> None:
         """All choices of a request, side by side; returns when each is over. Raises what `generate` raises first."""
         if len(batch) == 1:
@@ -80,13 +84,7 @@ class Pipeline:
         A worker knows its calls by `call_id` and confuses those that share one: no two choices may.
         Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
         """
-        wish = PlacementWish(
-            prepared.model.name,
-            prepared.num_tokens,
-            mdcsum=prepared.model.mdcsum,
-            instance_id=prepared.routing.backend_instance_id,
-            dp_rank=prepared.routing.dp_rank,
-        )
+        wish = _wish(prepared)
         while True:
             async with self._router.place(wish) as placed:
                 record.note_placed(perf_counter(), placed.instance_id)
@@ -130,6 +128,16 @@ class Pipeline:
         batch = [choice for prepared in prompts for choice in prepared.choices()]
         record.num_choices = len(batch)
         return batch
+
+
+def _wish(prepared: Prepared) -> PlacementWish:
+    return PlacementWish(
+        prepared.model.name,
+        prepared.num_tokens,
+        mdcsum=prepared.model.mdcsum,
+        instance_id=prepared.routing.backend_instance_id,
+        dp_rank=prepared.routing.dp_rank,
+    )
 
 
 class Answer:
