@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from dynamo.frontend import router_client
 from dynamo.frontend.router_client import PlacementWish, RouterClient
-from dynamo.shared.channel import RouterChannel
 from dynamo.shared.errors import InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
-from dynamo.shared.messages import (
-    AcceptorMessage,
-    Free,
-    Hello,
-    Place,
-    Placed,
-    Refused,
-    TableDelta,
-    Welcome,
-    Worker,
-    WorkerFailed,
-    WorkerSet,
-)
+from dynamo.shared.messages import Free, Hello, Place, Refused, TableDelta, WorkerFailed
+from tests.support.scripted_router import ScriptedRouter
 from tests.support.waiting import until
-
-WORKERS = [Worker(1, "127.0.0.1:1", "p"), Worker(2, "127.0.0.1:2", "p")]
-SET = WorkerSet("set", "m", "ns", "backend", "generate", "aggregated", "sum", b"{}", [1, 2])
-
-
-class ScriptedRouter:
-    """The router's end of a real channel; the test decides what it answers. Nothing of the router's logic is here."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.heard: list[AcceptorMessage] = []
-        self.answer: Callable[[Place], Placed | Refused | None] = lambda place: Placed(place.request_id, 1, "set")
-        self._news = asyncio.Event()
-        self._peer = b""
-        self.channel = RouterChannel(endpoint, on_messages=self._on_messages, on_lost=lambda _peer: None)
-
-    def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
-        self._peer = peer
-        for message in messages:
-            self.heard.append(message)
-            if isinstance(message, Hello):
-                self.say(Welcome("round-robin", 1, WORKERS, [SET]))
-            elif isinstance(message, Place) and (answer := self.answer(message)) is not None:
-                self.say(answer)
-        self._news.set()
-
-    def say(self, message: Welcome | TableDelta | Placed | Refused) -> None:
-        self.channel.send(self._peer, [message])
-
-    async def hear(self, kind: type[AcceptorMessage]) -> AcceptorMessage:
-        """The first message of a kind, waiting for it if need be."""
-        async with asyncio.timeout(5):
-            while not (found := [message for message in self.heard if isinstance(message, kind)]):
-                self._news.clear()
-                await self._news.wait()
-        return found[0]
 
 
 @pytest.fixture
