@@ -17,7 +17,6 @@ from dynamo.shared.messages import (
     Refused,
     RouterMessage,
     SetThresholds,
-    Settings,
     Welcome,
     Worker,
     WorkerSet,
@@ -35,12 +34,11 @@ class ScriptedRouter:
         endpoint: str,
         workers: Sequence[Worker] = tuple(WORKERS),
         sets: Sequence[WorkerSet] = (SET,),
-        settings: Settings = Settings(),
     ) -> None:
         self.heard: list[AcceptorMessage] = []
         self.answer: Callable[[Place], Placed | Refused | None] = lambda place: Placed(place.request_id, 1, "set")
         self.answer_question: Callable[[Question], RouterMessage | None] = lambda _question: None
-        self._welcome = Welcome("round-robin", 1, list(workers), list(sets), settings)
+        self._welcome = Welcome("round-robin", 1, list(workers), list(sets))
         self._news = asyncio.Event()
         self._peer = b""
         self.channel = RouterChannel(endpoint, on_messages=self._on_messages, on_lost=lambda _peer: None)
