@@ -6,7 +6,7 @@ endpoint. Hashes are u64; see `hashing`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -17,7 +17,7 @@ from dynamo.shared.protocol import Instance
 KV_EVENTS_TOPIC = "kv-events"
 LOAD_TOPIC = "kv_metrics"
 TIERS = ("device", "host_pinned", "disk", "external")
-CLEARED = "cleared"
+CLEARED: Final = "cleared"
 
 
 class StoredBlock(Struct, gc=False):
@@ -121,6 +121,7 @@ class TreeDump(Struct):
 
     events: list[RouterEvent]
     last_event_id: int
+    reset_scope: str = "all"  # what it replaces
 
 
 class Events(Struct):

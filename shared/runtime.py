@@ -19,10 +19,14 @@ import msgspec
 
 from dynamo.shared.discovery import CARDS, INSTANCES, key_of
 from dynamo.shared.discovery.registry import make_discovery
+from dynamo.shared.event_plane import EndpointScope
+from dynamo.shared.event_plane.publisher import EventPublisher
+from dynamo.shared.nats import NatsConnection
 from dynamo.shared.protocol import Instance
 from dynamo.shared.request_plane.call_home import Handler
+from dynamo.shared.request_plane.codec import CODECS
 from dynamo.shared.request_plane.context import Context
-from dynamo.shared.request_plane.server import RequestServer
+from dynamo.shared.request_plane.server import Codecs, RequestServer
 from dynamo.shared.serving_config import ServingConfig, serving_config
 
 logger = logging.getLogger(__name__)
@@ -60,6 +64,8 @@ class DistributedRuntime:
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_open = False
+        self._nats: NatsConnection | None = None
+        self._closers: list[Callable[[], Awaitable[None]]] = []
         self.closed = asyncio.Event()
 
     async def open(self) -> None:
@@ -123,6 +129,8 @@ class DistributedRuntime:
             for endpoint in self._endpoints:
                 endpoint.refuse()
             await self._server.drain(self._config.graceful_shutdown_timeout_s)
+            for close in reversed(self._closers):
+                await close()
             await self._server.close()
             await self._discovery.close()
         finally:
@@ -147,9 +155,24 @@ class DistributedRuntime:
         self._published.discard((bucket, key))
         await self._discovery.withdraw(bucket, key)
 
-    def attach(self, endpoint: Endpoint, path: str, handler: Handler) -> str:
+    def event_publisher(self, scope: EndpointScope, topic: str) -> EventPublisher:
+        """On the event plane that this process was told to use. The publishers of a process share its connection to
+        NATS."""
+        return EventPublisher(self, scope, topic, self._config.event_plane, nats=self._shared_nats())
+
+    def _shared_nats(self) -> NatsConnection | None:
+        if self._config.event_plane == "nats" and self._nats is None:
+            self._nats = NatsConnection()
+            self._closers.insert(0, self._nats.close)  # the last: others still have something to say
+        return self._nats
+
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Await `close()` at shutdown, when no request runs any more and discovery can still be reached."""
+        self._closers.append(close)
+
+    def attach(self, endpoint: Endpoint, path: str, handler: Handler, codecs: Codecs) -> str:
         """Let requests for `path` reach the handler; returns the transport address of the endpoint."""
-        self._server.add(path, handler)
+        self._server.add(path, handler, codecs)
         self._endpoints.add(endpoint)
         return f"{self._server.address}/{path}"
 
@@ -190,6 +213,18 @@ class Endpoint:
         self._waits_for_running = True
         self._instance: Instance | None = None
 
+    @property
+    def scope(self) -> EndpointScope:
+        """What events about this endpoint's workers are filed under."""
+        return EndpointScope(self.namespace, self.component, self.name)
+
+    @property
+    def instance(self) -> Instance:
+        """As it is listed in discovery. Raises RuntimeError unless the endpoint is being served."""
+        if self._instance is None:
+            raise RuntimeError(f"endpoint {self.name} is not served: call serve_endpoint first")
+        return self._instance
+
     def connection_id(self) -> int:
         """Identity of this process in discovery. Known once the runtime is open."""
         return self.runtime.instance_id
@@ -222,11 +257,13 @@ class Endpoint:
         finally:
             self.refuse()
 
-    async def open(self, handler: Callable[..., AsyncIterator[Any]], graceful_shutdown: bool = True) -> None:
+    async def open(
+        self, handler: Callable[..., AsyncIterator[Any]], graceful_shutdown: bool = True, codecs: Codecs = CODECS
+    ) -> None:
         """The first half of `serve_endpoint`: returns once requests can come. The runtime's shutdown ends it."""
         await self.runtime.open()
         self._waits_for_running = graceful_shutdown
-        self.target = self.runtime.attach(self, self._path, _with_context(handler))
+        self.target = self.runtime.attach(self, self._path, _with_context(handler), codecs)
         self._instance = Instance(
             self.namespace,
             self.component,
@@ -240,9 +277,7 @@ class Endpoint:
 
     async def register_endpoint_instance(self) -> None:
         """Be listed in discovery (again). Raises RuntimeError unless the endpoint is being served."""
-        if self._instance is None:
-            raise RuntimeError(f"endpoint {self.name} is not served: call serve_endpoint first")
-        await self.runtime.publish(INSTANCES, self.key(), msgspec.json.encode(self._instance))
+        await self.runtime.publish(INSTANCES, self.key(), msgspec.json.encode(self.instance))
 
     async def unregister_endpoint_instance(self) -> None:
         """Leave discovery without ending to serve, as a sleeping worker does."""

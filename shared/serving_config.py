@@ -23,6 +23,12 @@ class ServingConfig(Config):
     request_plane: str = option(
         "tcp", env="DYN_REQUEST_PLANE", choices=("tcp",), help="How requests reach this worker."
     )
+    event_plane: str = option(
+        "zmq",
+        env="DYN_EVENT_PLANE",
+        choices=("zmq", "nats"),
+        help="How KV events and load reach frontends; NATS_SERVER names the NATS server.",
+    )
     rpc_host: str | None = option(
         None,
         env="DYN_TCP_RPC_HOST",

@@ -1,6 +1,7 @@
 """Payload codecs of the request plane: bytes of a request in, whole response frames out.
 
 A data frame is `{"data": {"data": <item>}, "complete_final": false}`; all but the item is constant and encoded once.
+Some endpoints of Dynamo's own send items bare: `{"data": <item>, "complete_final": false}`.
 """
 
 from __future__ import annotations
@@ -36,18 +37,24 @@ class PayloadCodec:
         return encode_two_part(b"", self._encode(frame))
 
 
-def _envelope(encode: Callable[[Any], bytes]) -> tuple[bytes, bytes]:
+MARKER = "<item>"
+WRAPPED: Any = {"data": {"data": MARKER}, "complete_final": False}
+BARE: Any = {"data": MARKER, "complete_final": False}
+
+
+def _envelope(encode: Callable[[Any], bytes], frame: Any) -> tuple[bytes, bytes]:
     """The bytes before and after the item, found by encoding one that cannot be mistaken."""
-    marker = encode("<item>")
-    before, _, after = encode({"data": {"data": "<item>"}, "complete_final": False}).partition(marker)
+    before, _, after = encode(frame).partition(encode(MARKER))
     return before, after
 
 
-def _codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> PayloadCodec:
-    return PayloadCodec(encode, decode, _envelope(encode))
+def _codecs(frame: Any) -> dict[str, PayloadCodec]:
+    msgpack, json = msgspec.msgpack.Encoder().encode, msgspec.json.Encoder().encode
+    return {
+        "msgpack": PayloadCodec(msgpack, msgspec.msgpack.Decoder().decode, _envelope(msgpack, frame)),
+        "json": PayloadCodec(json, msgspec.json.Decoder().decode, _envelope(json, frame)),
+    }
 
 
-CODECS: dict[str, PayloadCodec] = {
-    "msgpack": _codec(msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode),
-    "json": _codec(msgspec.json.Encoder().encode, msgspec.json.Decoder().decode),
-}
+CODECS = _codecs(WRAPPED)
+BARE_CODECS = _codecs(BARE)

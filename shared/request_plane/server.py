@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
@@ -16,7 +17,7 @@ from dynamo.shared.framing import FrameTooLarge, RequestDecoder, TwoPartDecoder,
 from dynamo.shared.network import routable_host
 from dynamo.shared.protocol import CallHome, ControlMessage
 from dynamo.shared.request_plane.call_home import Call, Handler, serve_call
-from dynamo.shared.request_plane.codec import CODECS
+from dynamo.shared.request_plane.codec import CODECS, PayloadCodec
 from dynamo.shared.serving_config import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ ACCEPTED = b""
 OVERLOADED = b"Server overloaded: worker at capacity"
 
 
+Codecs = Mapping[str, PayloadCodec]
+
+
 class RequestRefused(Exception):
     """Refused before any handler saw it; the text goes into the ack."""
 
@@ -37,7 +41,7 @@ class RequestServer:
 
     def __init__(self, config: ServingConfig) -> None:
         self._config = config
-        self._handlers: dict[bytes, Handler] = {}
+        self._handlers: dict[bytes, tuple[Handler, Codecs]] = {}
         self._in_flight: dict[asyncio.Task[None], bytes] = {}
         self._connections: set[RequestConnection] = set()
         self._server: asyncio.Server | None = None
@@ -56,10 +60,10 @@ class RequestServer:
         port = self._server.sockets[0].getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def add(self, path: str, handler: Handler) -> None:
+    def add(self, path: str, handler: Handler, codecs: Codecs = CODECS) -> None:
         if path.encode() in self._handlers:
             raise ValueError(f"endpoint {path} is already served by this process")
-        self._handlers[path.encode()] = handler
+        self._handlers[path.encode()] = handler, codecs
 
     def remove(self, path: str) -> None:
         """Refuse new requests for it; running ones go on."""
@@ -71,13 +75,13 @@ class RequestServer:
 
     def accept(self, path: bytes, payload: bytes) -> bytes:
         """Start to serve a request; returns the text of its ack."""
-        handler = self._handlers.get(path)
-        if handler is None:
+        if path not in self._handlers:
             return b"Server unavailable: unknown endpoint " + path
+        handler, codecs = self._handlers[path]
         if len(self._in_flight) >= self._config.request_limit:
             return OVERLOADED
         try:
-            call = _decode_call(payload)
+            call = _decode_call(payload, codecs)
         except RequestRefused as error:
             # 1.6.1 acknowledges such a request and forgets it, which leaves the frontend waiting.
             logger.warning("refused a request for %s: %s", path.decode(errors="replace"), error)
@@ -165,7 +169,7 @@ _control_decoder = msgspec.json.Decoder(ControlMessage)
 _home_decoder = msgspec.json.Decoder(CallHome)
 
 
-def _decode_call(payload: bytes) -> Call:
+def _decode_call(payload: bytes, codecs: Codecs) -> Call:
     frame = next(TwoPartDecoder(len(payload)).push(payload), None)
     if frame is None:
         raise RequestRefused("the payload is not one whole two-part frame")
@@ -176,7 +180,7 @@ def _decode_call(payload: bytes) -> Call:
         raise RequestRefused(f"control message: {error}") from None
     _check(control, home)
     metadata = {} if control.metadata is msgspec.UNSET else control.metadata
-    return Call(home, CODECS[control.payload_codec], frame[1], metadata)
+    return Call(home, codecs[control.payload_codec], frame[1], metadata)
 
 
 def _check(control: ControlMessage, home: CallHome) -> None:
