@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from dynamo.router.prompt_tree import HASH_SIZE, Node, PromptTree
+from dynamo.router.prompt_tree import Node, PromptTree
 
 
 class _Request(Struct, gc=False):

@@ -1,0 +1,140 @@
+"""What it costs to place a prompt on each of some ranks, in blocks; the lowest cost wins."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from dynamo.router.weights import Weights
+
+Ints = NDArray[np.int64]
+Ids = NDArray[np.uint64]
+Floats = NDArray[np.floating[Any]]
+
+
+class Candidates(Struct, frozen=True, gc=False):
+    """Ranks that may be chosen, one row each.
+
+    The prompt's leading blocks that a rank holds are `device_blocks`, then `host_blocks`, `disk_blocks` and
+    `external_blocks`; `shared_blocks` are those behind its device's that a cache of the whole fleet holds.
+    `prefill_tokens`, `decode_blocks` and `num_requests` are the load without the prompt, `new_blocks` those full blocks
+    of it that no running request of the rank has. `preferred_weight` sums the weights of the preferred taints that a
+    rank has.
+    """
+
+    slots: Ints
+    instance_ids: Ids
+    dp_ranks: Ints
+    device_blocks: Ints
+    host_blocks: Ints
+    disk_blocks: Ints
+    external_blocks: Ints
+    prefill_tokens: Ints
+    decode_blocks: Floats
+    new_blocks: Ints
+    num_requests: Ints
+    preferred_weight: Floats | None = None
+    shared_blocks: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+def costs(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats:
+    """The cost of a prompt of `num_tokens` for every candidate."""
+    credit_blocks = _credit_blocks(candidates, num_tokens, block_size, weights)
+    decode_blocks = _decode_blocks(candidates, num_tokens, block_size, weights)
+    request_blocks = weights.decode_active_request_weight * candidates.num_requests
+    if weights.track_prefill_tokens:
+        raw_prefill_blocks = _raw_prefill_blocks(candidates, num_tokens, block_size, weights)
+        prefill_blocks = weights.prefill_load_scale * np.maximum(raw_prefill_blocks - credit_blocks, 0.0)
+        cost: Floats = prefill_blocks + decode_blocks + request_blocks
+    elif weights.overlap_score_credit > 0:  # where only decoding is weighed, a cached prompt is worth its blocks there
+        cost = np.maximum(decode_blocks - credit_blocks, 0.0) + request_blocks
+    else:
+        cost = decode_blocks + request_blocks
+    if candidates.preferred_weight is not None:
+        cost = cost * np.exp(-np.tanh(candidates.preferred_weight))
+    return cost
+
+
+def pick(costs: Floats, temperature: float, rng: random.Random) -> int:
+    """The row of the lowest cost, of several the luckiest. With a temperature, rows are drawn by the softmax of minus
+    their costs, these first scaled to 0 for the lowest and 1 for the highest. The costs must be finite and not none."""
+    if temperature > 0:
+        return _draw(costs, temperature, rng)
+    rows = np.flatnonzero(costs == costs.min())
+    return int(rows[0] if len(rows) == 1 else rows[rng.randrange(len(rows))])
+
+
+def spread(nested: Sequence[tuple[int, int]], slots: Ints) -> Ints:
+    """The number of each slot: that of the last pair whose mask has it, 0 if none does. The pairs are (mask, number)
+    with growing numbers and each mask within the one before."""
+    if not nested:
+        return np.zeros(len(slots), np.int64)
+    width = max(nested[0][0].bit_length(), int(slots.max(initial=0)) + 1) // 8 + 1
+    packed = b"".join([mask.to_bytes(width, "little") for mask, _number in nested])
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(nested), width), axis=1, bitorder="little")
+    num_masks = bits.sum(axis=0, dtype=np.intp)
+    numbers: Ints = np.array([0, *[number for _mask, number in nested]], np.int64)
+    found: Ints = numbers[num_masks[slots]]
+    return found
+
+
+def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats:
+    """What the blocks that a rank need not compute take off its cost."""
+    device_credit = weights.overlap_score_credit * _credit_decay(candidates, num_tokens, block_size, weights)
+    credit: Floats = device_credit * candidates.device_blocks + _lower_tier_blocks(candidates, weights)
+    if candidates.shared_blocks is not None:
+        credit += weights.shared_cache_multiplier * candidates.shared_blocks
+    return credit
+
+
+def _lower_tier_blocks(candidates: Candidates, weights: Weights) -> Floats:
+    host_blocks: Floats = weights.host_cache_hit_weight * candidates.host_blocks
+    return host_blocks + weights.disk_cache_hit_weight * (candidates.disk_blocks + candidates.external_blocks)
+
+
+def _credit_decay(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:
+    """Below 1 on ranks with more to prefill than the least busy one, measured in prompts like this."""
+    if weights.overlap_score_credit_decay == 0 or not weights.track_prefill_tokens:
+        return 1.0
+    request_blocks = -(-num_tokens // block_size)
+    excess_tokens = candidates.prefill_tokens - candidates.prefill_tokens.min()
+    excess_requests: Floats = excess_tokens / (block_size * request_blocks)
+    return 1.0 / (1.0 + weights.overlap_score_credit_decay * excess_requests)
+
+
+def _raw_prefill_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats:
+    """What the rank has to prefill with this prompt, as if nothing of it were cached."""
+    prompt_tokens: Floats | int = num_tokens
+    if (
+        weights.host_cache_hit_weight > 1 or weights.disk_cache_hit_weight > 1
+    ):  # else the prompt is never less than this
+        effective_blocks = candidates.device_blocks + _lower_tier_blocks(candidates, weights)
+        prompt_tokens = np.maximum(np.floor(effective_blocks * block_size + 0.5), num_tokens)
+    raw_tokens: Floats = candidates.prefill_tokens + prompt_tokens
+    return raw_tokens / block_size
+
+
+def _decode_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:
+    """The rank's blocks with those that this prompt adds."""
+    if not weights.track_active_blocks:
+        return 0.0
+    new_blocks = candidates.new_blocks if weights.assume_kv_reuse else num_tokens // block_size
+    return candidates.decode_blocks + new_blocks
+
+
+def _draw(costs: Floats, temperature: float, rng: random.Random) -> int:
+    lowest = costs.min()
+    extent = costs.max() - lowest
+    if extent == 0:
+        return rng.randrange(len(costs))
+    cumulated = np.cumsum(np.exp((lowest - costs) / (extent * temperature)))
+    row = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
+    return min(row, len(costs) - 1)
