@@ -1,0 +1,371 @@
+"""What every rank holds in its KV cache, as its events tell: which leading blocks of a prompt, in which tier.
+
+An engine names a block as it likes; the tokens of a block and of all before it make its sequence hash. Names are kept
+per rank, sequence hashes for all ranks together (`PrefixTree`, and `LowerTier` for each tier below the device).
+
+An engine may remove a block from its device and keep what follows. The tree goes on covering such a *hole*, so that
+prefixes stay nested, and a match ends before it. A hole goes when it is filled, or with the last block after it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from dynamo.router.index_snapshot import Holdings, Path, RankSnapshot
+from dynamo.router.lower_tier import LowerTier, slots_of
+from dynamo.router.prefix_tree import Coverage, Prefixes, PrefixTree, cut, deepest, ends, pack, unpack
+from dynamo.shared.hashing import sequence_hashes
+from dynamo.shared.kv_events import CLEARED, TIERS, RouterEvent
+
+__all__ = ["Matches", "PrefixIndex", "deepest"]
+
+DEVICE, HOST, DISK, EXTERNAL = TIERS
+
+
+class Matches(NamedTuple):
+    """What of a prompt the ranks hold. The lower tiers give, per slot, how many blocks follow on what the tiers above
+    hold; slots with none are left out."""
+
+    device: Prefixes
+    host: dict[int, int]
+    disk: dict[int, int]
+    external: dict[int, int]
+
+
+class HeldBlocks(Coverage):
+    """What one rank holds: `names` says per tier which sequence hash a name stands for. Engines may name one sequence
+    several times: `num_more_names` counts those beyond the first, per (tier, sequence hash)."""
+
+    def __init__(self, slot: int) -> None:
+        super().__init__(slot)
+        self.names: dict[str, dict[int, int]] = {}
+        self.num_more_names: dict[tuple[str, int], int] = {}
+        self.num_holes = 0
+
+    def sequence_of(self, name: int) -> int | None:
+        for names in self.names.values():
+            if (sequence_hash := names.get(name)) is not None:
+                return sequence_hash
+        return None
+
+
+class PrefixIndex:
+    """Holds at most `max_blocks` names and holes, so at most as many blocks. When they become more, the rank and tier
+    with the most forgets the oldest of its blocks that no other follows, until one in 256 is free; matches of that
+    rank become shorter. What the engine says later of forgotten blocks counts as unknown.
+
+    `num_unknown_parents` counts stored events that could not be applied, `num_unknown_removals` and `num_evicted`
+    count blocks.
+    """
+
+    def __init__(self, max_blocks: int) -> None:
+        self.max_blocks = max_blocks
+        self.num_holdings = 0
+        self.num_holes = 0
+        self.num_evicted = 0
+        self.num_unknown_parents = 0
+        self.num_unknown_removals = 0
+        self._tree = PrefixTree()
+        self._lower = {tier: LowerTier() for tier in (HOST, DISK, EXTERNAL)}
+        self._ranks: dict[int, HeldBlocks] = {}
+        self._holes: dict[int, int] = {}  # sequence hash -> mask of the ranks that cover it and do not hold it
+        self._ranks_with_holes = 0
+        self._ranks_with_lower = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Different sequence hashes; one that is in several tiers counts in each."""
+        return len(self._tree.blocks) + sum(map(len, self._lower.values()))
+
+    # ---- what engines say
+
+    def apply(self, slot: int, event: RouterEvent) -> bool:
+        """Whether it could be applied; see `store`."""
+        change = event.event.data
+        if change == CLEARED:
+            self.clear(slot)
+        elif stored := change.stored:
+            names = [block.block_hash for block in stored.blocks]
+            tokens_hashes = [block.tokens_hash for block in stored.blocks]
+            return self.store(slot, event.storage_tier, stored.parent_hash, names, tokens_hashes)
+        elif removed := change.removed:
+            self.remove(slot, event.storage_tier, removed.block_hashes)
+        return True
+
+    def store(
+        self, slot: int, tier: str, parent: int | None, block_hashes: list[int], tokens_hashes: list[int]
+    ) -> bool:
+        """Consecutive blocks, by the engine's names and the hashes of their tokens; `parent` is a name, None at the
+        start of a prompt. An unknown tier counts as external. False if the rank does not know the parent, or if the
+        device should go on where it has nothing: then nothing is stored."""
+        tier = _known(tier)
+        rank = self._ranks.get(slot) or HeldBlocks(slot)
+        after = None if parent is None else rank.sequence_of(parent)
+        if not self._can_follow(rank, tier, parent, after):
+            self.num_unknown_parents += 1
+            return False
+        if not block_hashes:
+            return True
+        self._ranks[slot] = rank
+        chain = sequence_hashes(tokens_hashes, after)
+        if tier == DEVICE:
+            self._store_on_device(rank, after, block_hashes, chain)
+        else:
+            self._store_below(rank, tier, block_hashes, chain)
+        if self._size > self.max_blocks:
+            self._make_room()
+        return True
+
+    def remove(self, slot: int, tier: str, block_hashes: list[int]) -> None:
+        """Blocks by the engine's names; unknown ones are counted and ignored."""
+        tier = _known(tier)
+        rank = self._ranks.get(slot)
+        if rank is None or tier not in rank.names:
+            self.num_unknown_removals += len(block_hashes)
+            return
+        names = rank.names[tier]
+        for name in block_hashes:
+            if name in names:
+                self._remove_name(rank, tier, name)
+            else:
+                self.num_unknown_removals += 1
+        self._tidy(rank, tier)
+
+    def clear(self, slot: int) -> None:
+        """The rank holds nothing any more, in no tier."""
+        rank = self._ranks.pop(slot, None)
+        if rank is None:
+            return
+        self._tree.remove(rank)
+        if rank.num_holes:
+            for sequence_hash in list(self._holes):
+                self._fill_hole(rank, sequence_hash)
+        for tier, names in rank.names.items():
+            self.num_holdings -= len(names)
+            if tier != DEVICE:
+                for sequence_hash in set(names.values()):
+                    self._lower[tier].remove(rank.bit, sequence_hash)
+        self._ranks_with_lower &= ~rank.bit
+
+    # ---- what routing asks
+
+    def match(self, block_hashes: bytes, candidates: int) -> Matches:
+        """What ranks in the mask `candidates` hold of a prompt, given as packed u64 LE sequence hashes."""
+        prompt = unpack(block_hashes)
+        device = self._tree.prefixes(prompt, candidates)
+        if device and device[0][0] & self._ranks_with_holes:
+            device = self._end_before_holes(device, prompt[: device[-1][1]])
+        if below := candidates & self._ranks_with_lower:
+            return Matches(device, *self._continue_below(device, prompt, below))
+        return Matches(device, {}, {}, {})
+
+    def _end_before_holes(self, device: Prefixes, prompt: array[int]) -> Prefixes:
+        holes = self._holes
+        if holes.keys().isdisjoint(prompt):
+            return device
+        return cut(device, [(holes[block], position) for position, block in enumerate(prompt) if block in holes])
+
+    def _continue_below(self, device: Prefixes, prompt: array[int], ranks: int) -> list[dict[int, int]]:
+        reached = dict.fromkeys(slots_of(ranks), 0)
+        for ending, num_blocks in ends(device):
+            reached.update(dict.fromkeys(slots_of(ending & ranks), num_blocks))
+        found = []
+        for tier in self._lower.values():
+            runs = tier.runs(prompt, reached)
+            found.append(runs)
+            for slot, num_blocks in runs.items():
+                reached[slot] += num_blocks
+        return found
+
+    # ---- snapshots
+
+    def dump(self, slot: int) -> RankSnapshot:
+        """All that the rank holds, for `load`."""
+        rank = self._ranks.get(slot) or HeldBlocks(slot)
+        return RankSnapshot(
+            [Path(parent, pack(chain)) for parent, chain in self._tree.paths(rank)],
+            [Holdings(tier, pack(names), pack(names.values())) for tier, names in rank.names.items()],
+        )
+
+    def load(self, slot: int, snapshot: RankSnapshot) -> None:
+        """Let the rank hold what another or an earlier index has dumped, and nothing else. Raises ValueError for a
+        snapshot that contradicts itself; then the rank holds nothing."""
+        self.clear(slot)
+        rank = self._ranks[slot] = HeldBlocks(slot)
+        try:
+            self._load_paths(rank, snapshot.paths)
+            for holdings in snapshot.holdings:
+                self._load_names(rank, holdings)
+            _check_leaves(rank)
+        except ValueError:
+            self.clear(slot)
+            raise
+        if self._size > self.max_blocks:
+            self._make_room()
+
+    def _load_paths(self, rank: HeldBlocks, paths: list[Path]) -> None:
+        """All blocks are holes until they get a name."""
+        for path in paths:
+            chain = unpack(path.sequence_hashes).tolist()
+            is_new = len(set(chain)) == len(chain) and not any(self._tree.covers(rank, block) for block in chain)
+            if not chain or not is_new or not (path.parent is None or self._tree.covers(rank, path.parent)):
+                raise ValueError("cannot load the prefix index: a path repeats blocks or has no known parent")
+            self._tree.extend(rank, path.parent, chain)
+            for block in chain:
+                self._make_hole(rank, block)
+
+    def _load_names(self, rank: HeldBlocks, holdings: Holdings) -> None:
+        tier = _known(holdings.tier)
+        names, blocks = unpack(holdings.names).tolist(), unpack(holdings.sequence_hashes).tolist()
+        if len(set(names)) != len(blocks) or (tier == DEVICE and not all(self._tree.covers(rank, b) for b in blocks)):
+            raise ValueError("cannot load the prefix index: a name stands for a block that is in no path")
+        if tier == DEVICE:
+            rank.names[DEVICE] = {}
+            for name, block in zip(names, blocks, strict=True):
+                self._name(rank, DEVICE, name, block, is_new=self._fill_hole(rank, block))
+        else:
+            self._store_below(rank, tier, names, blocks)
+
+    # ---- keeping it consistent
+
+    @property
+    def _size(self) -> int:
+        return self.num_holdings + self.num_holes
+
+    def _can_follow(self, rank: HeldBlocks, tier: str, parent: int | None, after: int | None) -> bool:
+        if after is None:
+            return parent is None
+        return tier != DEVICE or self._tree.covers(rank, after)
+
+    def _store_on_device(self, rank: HeldBlocks, after: int | None, names: list[int], chain: list[int]) -> None:
+        known = rank.names.setdefault(DEVICE, {})
+        new = dict(zip(names, chain, strict=True))
+        if len(new) == len(chain) and known.keys().isdisjoint(new) and not self._tree.covers(rank, chain[0]):
+            self._tree.extend(rank, after, chain)
+            known.update(new)
+            self.num_holdings += len(new)
+            return
+        for name, sequence_hash in zip(names, chain, strict=True):
+            self._store_one(rank, after, name, sequence_hash)
+            after = sequence_hash
+
+    def _store_one(self, rank: HeldBlocks, after: int | None, name: int, sequence_hash: int) -> None:
+        is_covered = self._tree.covers(rank, sequence_hash)
+        if not is_covered:
+            self._tree.extend(rank, after, [sequence_hash])
+        is_new = not is_covered or self._fill_hole(rank, sequence_hash)
+        self._name(rank, DEVICE, name, sequence_hash, is_new=is_new)
+
+    def _store_below(self, rank: HeldBlocks, tier: str, names: list[int], chain: list[int]) -> None:
+        self._ranks_with_lower |= rank.bit
+        rank.names.setdefault(tier, {})
+        for name, sequence_hash in zip(names, chain, strict=True):
+            self._name(rank, tier, name, sequence_hash, is_new=self._lower[tier].add(rank.bit, sequence_hash))
+
+    def _name(self, rank: HeldBlocks, tier: str, name: int, sequence_hash: int, *, is_new: bool) -> None:
+        """`is_new`: until now the rank did not hold the block in this tier. A name that stood for another block is
+        taken from it."""
+        names = rank.names[tier]
+        before = names.get(name)
+        if before == sequence_hash:
+            return
+        names[name] = sequence_hash
+        if not is_new:
+            key = (tier, sequence_hash)
+            rank.num_more_names[key] = rank.num_more_names.get(key, 0) + 1
+        if before is None:
+            self.num_holdings += 1
+        else:
+            self._release(rank, tier, before)
+
+    def _remove_name(self, rank: HeldBlocks, tier: str, name: int) -> None:
+        self.num_holdings -= 1
+        self._release(rank, tier, rank.names[tier].pop(name))
+
+    def _release(self, rank: HeldBlocks, tier: str, sequence_hash: int) -> None:
+        """One name less stands for this block."""
+        if rank.num_more_names and (num_more := rank.num_more_names.pop((tier, sequence_hash), 0)):
+            if num_more > 1:
+                rank.num_more_names[tier, sequence_hash] = num_more - 1
+        elif tier != DEVICE:
+            self._lower[tier].remove(rank.bit, sequence_hash)
+        elif rank.is_leaf(sequence_hash):
+            self._remove_leaf(rank, sequence_hash)
+        else:
+            self._make_hole(rank, sequence_hash)
+
+    def _remove_leaf(self, rank: HeldBlocks, leaf: int) -> None:
+        """And the holes that led only there."""
+        before = self._tree.remove_leaf(rank, leaf)
+        while before is not None and self._fill_hole(rank, before):
+            before = self._tree.remove_leaf(rank, before)
+
+    def _make_hole(self, rank: HeldBlocks, sequence_hash: int) -> None:
+        self._holes[sequence_hash] = self._holes.get(sequence_hash, 0) | rank.bit
+        self._ranks_with_holes |= rank.bit
+        rank.num_holes += 1
+        self.num_holes += 1
+
+    def _fill_hole(self, rank: HeldBlocks, sequence_hash: int) -> bool:
+        """Whether there was one."""
+        ranks = self._holes.get(sequence_hash, 0)
+        if not ranks & rank.bit:
+            return False
+        if rest := ranks ^ rank.bit:
+            self._holes[sequence_hash] = rest
+        else:
+            del self._holes[sequence_hash]
+        rank.num_holes -= 1
+        self.num_holes -= 1
+        if not rank.num_holes:
+            self._ranks_with_holes ^= rank.bit
+        return True
+
+    def _tidy(self, rank: HeldBlocks, tier: str) -> None:
+        if not rank.names[tier]:
+            del rank.names[tier]
+            if not rank.names.keys() - {DEVICE}:
+                self._ranks_with_lower &= ~rank.bit
+
+    # ---- the cap
+
+    def _make_room(self) -> None:
+        wanted = self.max_blocks - self.max_blocks // 256
+        while self._size > wanted:
+            rank, tier = max(self._holders(), key=_num_kept)
+            self._forget_oldest(rank, tier, self._size - wanted)
+            self._tidy(rank, tier)
+
+    def _holders(self) -> Iterator[tuple[HeldBlocks, str]]:
+        return ((rank, tier) for rank in self._ranks.values() for tier in rank.names)
+
+    def _forget_oldest(self, rank: HeldBlocks, tier: str, num_wanted: int) -> None:
+        """As many blocks, or less, but at least one."""
+        names = rank.names[tier]
+        num_oldest = num_wanted
+        num_forgotten = 0
+        while not num_forgotten:
+            for name, sequence_hash in reversed(list(islice(names.items(), num_oldest))):
+                if num_forgotten < num_wanted and (tier != DEVICE or rank.is_leaf(sequence_hash)):
+                    self._remove_name(rank, tier, name)
+                    num_forgotten += 1
+            num_oldest *= 2
+        self.num_evicted += num_forgotten
+
+
+def _num_kept(holder: tuple[HeldBlocks, str]) -> int:
+    rank, tier = holder
+    return len(rank.names[tier]) + (rank.num_holes if tier == DEVICE else 0)
+
+
+def _check_leaves(rank: HeldBlocks) -> None:
+    held = set(rank.names.get(DEVICE, {}).values())
+    if not held.issuperset(rank.leaves):
+        raise ValueError("cannot load the prefix index: the last block of a path has no name")
+
+
+def _known(tier: str) -> str:
+    return tier if tier in TIERS else EXTERNAL
