@@ -95,12 +95,16 @@ class PolicyRunner:
     def _ask(self, request: PolicyRequest, candidates: Candidates, started: float) -> NDArray[np.float64]:
         _protect(candidates)
         try:
-            answer = self._score(request, candidates)
+            scores = np.asarray(self._score(request, candidates), np.float64)
         except (Exception, SystemExit) as error:  # whatever foreign code does, requests are placed
-            raise _NotFollowed("error", repr(error)) from error
+            raise _NotFollowed("error", type(error).__name__) from error
         if (took := self._clock() - started) > self._budget_s:
             raise _NotFollowed("overrun", f"it took {took * 1000:.1f} ms of {self._budget_s * 1000:g} ms")
-        return _checked(answer, len(candidates))
+        if scores.shape != (len(candidates),):
+            raise _NotFollowed("shape", f"it gave shape {scores.shape} for {len(candidates)} candidates")
+        if not np.isfinite(scores.min(initial=np.inf)):  # the minimum of anything with a NaN is NaN
+            raise _NotFollowed("not_a_number", "its lowest score is not a finite number")
+        return scores
 
     def _note(self, failure: _NotFollowed, now: float) -> None:
         self._count(failure.reason)
@@ -125,18 +129,6 @@ class _NotFollowed(Exception):
     def __init__(self, reason: str, why: str) -> None:
         super().__init__(f"{reason}: {why}")
         self.reason = reason
-
-
-def _checked(answer: ArrayLike, num_candidates: int) -> NDArray[np.float64]:
-    try:
-        scores = np.asarray(answer, np.float64)
-    except (TypeError, ValueError) as error:
-        raise _NotFollowed("shape", str(error)) from error
-    if scores.shape != (num_candidates,):
-        raise _NotFollowed("shape", f"it gave shape {scores.shape} for {num_candidates} candidates")
-    if not np.isfinite(scores.min(initial=np.inf)):  # the minimum of anything with a NaN is NaN
-        raise _NotFollowed("not_a_number", "its lowest score is not a finite number")
-    return scores
 
 
 def _protect(candidates: Candidates) -> None:
