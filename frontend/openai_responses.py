@@ -48,10 +48,11 @@ class TokenLogprob(Struct):
 
 
 class Choice(Struct):
-    """One finished answer. `extra` are further fields of a chat message, such as `tool_calls`."""
+    """One finished answer. `extra` are further fields of a chat message, such as `tool_calls`. Nothing was generated
+    where there is no `finish_reason`; a chat message then has no text either."""
 
-    text: str
-    finish_reason: str
+    text: str | None
+    finish_reason: str | None
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
     extra: JsonObject = {}
@@ -93,7 +94,7 @@ class ChatStream:
 
     def chunk(
         self,
-        text: str = "",
+        text: str | None = "",
         *,
         is_first: bool = False,
         finish_reason: str | None = None,
@@ -102,8 +103,9 @@ class ChatStream:
         extra: JsonObject | None = None,
         nvext: JsonObject | None = None,
     ) -> bytes:
-        """`extra` are further fields of the delta, such as `tool_calls`; `usage` is the count so far."""
-        delta: JsonObject = {"content": text} if text or is_first else {}
+        """`extra` are further fields of the delta, such as `tool_calls`; `usage` is the count so far. `text` None says
+        that there never will be any."""
+        delta: JsonObject = {"content": text} if text or (is_first and text is not None) else {}
         if is_first:
             delta["role"] = "assistant"
         if extra:
@@ -148,7 +150,7 @@ class CompletionStream:
 
     def chunk(
         self,
-        text: str = "",
+        text: str | None = "",
         *,
         is_first: bool = False,
         finish_reason: str | None = None,
@@ -161,7 +163,7 @@ class CompletionStream:
         self._text_offset += sum(len(token.token) for token in logprobs or ())
         return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
             self._text_head,
-            _encode(text),
+            _encode(text or ""),
             self._index,
             _optional(b"logprobs", shaped),
             _optional(b"finish_reason", finish_reason),
@@ -172,27 +174,27 @@ class CompletionStream:
 
 
 def chat_response(
-    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage, nvext: JsonObject | None = None
+    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage | None, nvext: JsonObject | None = None
 ) -> bytes:
     """Body of a unary chat completion."""
-    return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion","usage":%b%b}' % (
+    return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion"%b%b}' % (
         _encode(id),
         b",".join(_chat_choice(choice) for choice in choices),
         created,
         _encode(model),
-        chat_usage(usage),
+        b"" if usage is None else b',"usage":' + chat_usage(usage),
         _optional(b"nvext", nvext),
     )
 
 
 def completion_response(
-    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage, nvext: JsonObject | None = None
+    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage | None, nvext: JsonObject | None = None
 ) -> bytes:
     """Body of a unary text completion."""
     body = b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"system_fingerprint":null,"object":"text_completion"'
     return b'%b,"usage":%b%b}' % (
         body % (_encode(id), b",".join(_completion_choice(choice) for choice in choices), created, _encode(model)),
-        completion_usage(usage),
+        b"null" if usage is None else completion_usage(usage),
         _optional(b"nvext", nvext),
     )
 
@@ -261,11 +263,11 @@ def _chat_choice(choice: Choice) -> bytes:
 
 
 def _completion_choice(choice: Choice) -> bytes:
-    return b'{"text":%b,"index":%d%b,"finish_reason":%b}' % (
-        _encode(choice.text),
+    return b'{"text":%b,"index":%d%b%b}' % (
+        _encode(choice.text or ""),
         choice.index,
         _optional(b"logprobs", choice.logprobs and completion_logprobs(choice.logprobs)),
-        _encode(choice.finish_reason),
+        _optional(b"finish_reason", choice.finish_reason),
     )
 
 
