@@ -29,11 +29,13 @@ from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.inference import Inference
 from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.migration import MigrationRules
 from dynamo.frontend.model import ModelLoader
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai_responses import error_body
-from dynamo.frontend.pipeline import Pipeline
+from dynamo.frontend.pipeline import Pipeline, PipelineOptions
 from dynamo.frontend.router_client import RouterClient
+from dynamo.frontend.routing_headers import RoutingHeaderReader
 from dynamo.frontend.server.limits import Limits
 from dynamo.frontend.server.native import NativeServer, tls_context
 from dynamo.frontend.sse import KeepAlive
@@ -83,9 +85,11 @@ class Acceptor:
         self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)
         self._responses = _response_server(config, own.index)
         self._engine = EngineClient(self._responses, _engine_limits(config))
-        pipeline = Pipeline(self._models, self._router, self._engine)
+        pipeline = Pipeline(self._models, self._router, self._engine, _pipeline_options(config))
+        routing_headers = RoutingHeaderReader(config.metadata_header_prefix)
         self._inference = Inference(
             pipeline,
+            routing_headers,
             self._metrics,
             KeepAlive(config.sse_keep_alive_interval_ms / 1000),
             config.max_concurrent_requests,
@@ -94,7 +98,12 @@ class Acceptor:
             self._inference,
             self._models,
             self._router,
-            Admin(AdminAccess(not config.disable_frontend_admin_api, config.admin_api_key), self._router, pipeline),
+            Admin(
+                AdminAccess(not config.disable_frontend_admin_api, config.admin_api_key),
+                self._router,
+                pipeline,
+                routing_headers,
+            ),
             self._save_metrics,
             metrics_directory,
             config.overload_status_code,
@@ -156,6 +165,12 @@ def _response_server(config: FrontendConfig, index: int) -> ResponseServer:
     host = config.tcp_response_stream_host or routable_host()
     port = config.tcp_response_stream_port
     return ResponseServer(host, port + index if port else 0, max_message_size=config.tcp_max_message_size)
+
+
+def _pipeline_options(config: FrontendConfig) -> PipelineOptions:
+    return PipelineOptions(
+        config.kv_cache_block_size, MigrationRules(config.migration_limit, config.migration_max_seq_len)
+    )
 
 
 def _engine_limits(config: FrontendConfig) -> EngineLimits:

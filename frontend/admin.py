@@ -21,6 +21,7 @@ from dynamo.frontend.mouths import ChatMouth, CompletionMouth, Mouth
 from dynamo.frontend.openai_diagnosis import explain as diagnose
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.router_client import RouterClient
+from dynamo.frontend.routing_headers import RoutingHeaderReader
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.shared.errors import (
     InvalidRequest,
@@ -72,10 +73,13 @@ class AdminAccess:
 
 
 class Admin:
-    def __init__(self, access: AdminAccess, router: RouterClient, pipeline: Pipeline) -> None:
+    def __init__(
+        self, access: AdminAccess, router: RouterClient, pipeline: Pipeline, routing_headers: RoutingHeaderReader
+    ) -> None:
         self._access = access
         self._router = router
         self._pipeline = pipeline
+        self._routing_headers = routing_headers
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         thresholds: dict[str, Handler] = {
@@ -131,7 +135,7 @@ class Admin:
     async def _explain(self, body: bytes, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         mouth = _mouth_for(body)
         record = RequestRecord(ids.own, ids.shown, "explain", perf_counter())
-        batch = await mouth.prepare(self._pipeline, mouth.decode(body), record)
+        batch = await mouth.prepare(self._pipeline, mouth.decode(body), record, self._routing_headers.read(exchange))
         if any(prepared.token_ids is not batch[0].token_ids for prepared in batch):
             raise InvalidRequest("One prompt at a time can be explained.", "prompt")
         explained = await self._pipeline.explain(batch[0])

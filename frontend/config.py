@@ -161,6 +161,12 @@ class ServingOptions(Config):
     )
 
     # ---- placement
+    metadata_header_prefix: str = option(
+        "x-dynamo-meta-",
+        env="DYN_METADATA_HEADER",
+        parse=str.lower,
+        help="Request headers that start with this are told to workers as metadata; `policy-class` names a queue.",
+    )
     router_mode: str = option(
         "round-robin",
         env="DYN_ROUTER_MODE",

@@ -11,6 +11,7 @@ from msgspec import Struct
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.router_client import RouterClient
 from dynamo.shared.errors import DynamoError
+from dynamo.shared.messages import Placed
 from dynamo.shared.metrics import Distribution, Registry, Value
 
 _TOKENS = (50.0, 100.0, 210.0, 430.0, 870.0, 1800.0, 3600.0, 7400.0, 15000.0, 31000.0, 63000.0, 130000.0)
@@ -82,17 +83,33 @@ class RequestRecord(Struct):
     num_cached_tokens: int | None = None
     num_attempts: int = 0  # of all choices together
     num_choices: int = 1
-    instance_id: int = 0
+    placed: Placed | None = None  # the last placement
+    migrations: tuple[tuple[str, str], ...] = ()  # (kind, reason) of each change of worker, of all choices together
+    is_migration_exhausted: bool = False  # a choice could have moved, but not once more or to nobody
+    has_outgrown_migration: bool = False  # a choice was too long to move
+
+    @property
+    def num_migrations(self) -> int:
+        return len(self.migrations)
+
+    @property
+    def instance_id(self) -> int:
+        return 0 if self.placed is None else self.placed.instance_id
 
     @property
     def label(self) -> str:
         """For the log: our id, and the client's if it sent one."""
         return self.request_id if self.shown_id == self.request_id else f"{self.request_id} ({self.shown_id})"
 
-    def note_placed(self, now: float, instance_id: int) -> None:
-        self.placed_at = now
+    def note_placed(self, now: float, placed: Placed) -> None:
+        if not self.first_token_at:
+            self.placed_at = now
         self.num_attempts += 1
-        self.instance_id = instance_id
+        self.placed = placed
+
+    def note_migration(self, kind: str, reason: str) -> None:
+        """Another worker is asked: `kind` is new_request before the first token, ongoing_request after it."""
+        self.migrations += ((kind, reason),)
 
     def note_end(self, now: float, num_cached_tokens: int | None) -> None:
         """One choice is over. The worker said how much of its prompt it had cached; None if it did not."""
@@ -196,6 +213,20 @@ class FrontendMetrics:
         self.stage_duration = registry.histogram(
             p + "stage_duration_seconds", "Time in a stage of the pipeline.", _STAGES, ("stage",)
         )
+        self.migrations = registry.counter(
+            p + "model_migration", "Requests that moved to another worker.", ("model", "migration_type")
+        )
+        self.migration_reasons = registry.counter(
+            p + "model_migration_reasons", "Why they moved, by the worker's error.", ("model", "reason")
+        )
+        self.migrations_exhausted = registry.counter(
+            p + "model_migration_exhausted",
+            "Requests that failed as often as they may move, or had nowhere to go.",
+            model,
+        )
+        self.migrations_outgrown = registry.counter(
+            p + "model_migration_max_seq_len_exceeded", "Requests that grew too long to move.", model
+        )
         self.retries = registry.counter(p + "dispatch_retries", "Requests placed again before a worker began them.")
         self.local_placements = registry.counter(
             p + "local_placements", "Placements without the router, while it was away."
@@ -242,12 +273,23 @@ class FrontendMetrics:
         self._preprocess.observe(record.prepared_at - record.started_at)
         of_model.input.observe(record.num_prompt_tokens)
         of_model.tokens_in.inc(record.num_prompt_tokens)
+        if record.has_outgrown_migration:
+            self.migrations_outgrown.labels(record.model).inc()
         if record.placed_at:
             self._route.observe(record.placed_at - record.prepared_at)
-        if record.num_attempts > record.num_choices:
-            self.retries.labels().inc(record.num_attempts - record.num_choices)
+        if record.migrations or record.is_migration_exhausted:
+            self._count_migrations(record)
         if record.first_token_at:
             self._observe_output(of_model, record)
+
+    def _count_migrations(self, record: RequestRecord) -> None:
+        for kind, reason in record.migrations:
+            self.migrations.labels(record.model, kind).inc()
+            self.migration_reasons.labels(record.model, reason).inc()
+            if kind == "new_request":
+                self.retries.labels().inc()
+        if record.is_migration_exhausted:
+            self.migrations_exhausted.labels(record.model).inc()
 
     def _count(self, record: RequestRecord) -> None:
         status, error_type = ("error", error_type_of(record.error)) if record.error else ("success", "")

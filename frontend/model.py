@@ -74,6 +74,12 @@ class Model:
         return self.card.max_context_length
 
     @property
+    def lora_name(self) -> str | None:
+        """Of the adapter, if it is one."""
+        name = (self.card.lora or {}).get("name")
+        return name if isinstance(name, str) else None
+
+    @property
     def kv_cache_block_size(self) -> int:
         return self.card.kv_cache_block_size
 

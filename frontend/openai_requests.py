@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
+
+from dynamo.shared.protocol import RouterConfigOverride, RoutingConstraints
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 MAX_STOP_SEQUENCES = 32
 MAX_TOOLS = 1536
 MAX_OUTPUT_TOKENS = 2**20
+MAX_ALLOWED_WORKERS = 1024
+MAX_TAINTS = 64
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
 OutputTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_OUTPUT_TOKENS)]
@@ -49,12 +53,36 @@ class AgentHints(Struct, omit_defaults=True, forbid_unknown_fields=True):
     latency_sensitivity: float | None = None
 
 
+NotNegative: TypeAlias = Annotated[float, Meta(ge=0)]
+
+
+class RouterConfig(RouterConfigOverride, omit_defaults=True, forbid_unknown_fields=True):
+    """What a request may change of the router's weights, each within the router's own range."""
+
+    overlap_score_credit: NotNegative | None = None
+    overlap_score_credit_decay: NotNegative | None = None
+    prefill_load_scale: NotNegative | None = None
+    decode_active_request_weight: NotNegative | None = None
+    host_cache_hit_weight: Unit | None = None
+    disk_cache_hit_weight: Unit | None = None
+    router_temperature: NotNegative | None = None
+    shared_cache_multiplier: NotNegative | None = None
+
+
+class Constraints(RoutingConstraints, omit_defaults=True, forbid_unknown_fields=True):
+    required_taints: Annotated[list[str], Meta(max_length=MAX_TAINTS)] = field(default_factory=list)
+    preferred_taints: Annotated[dict[str, float], Meta(max_length=MAX_TAINTS)] = field(default_factory=dict)
+
+
 class MetadataUpload(Struct, omit_defaults=True, forbid_unknown_fields=True):
     url: str
 
 
 class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Dynamo's own extension of a request. Encodes back to what the client sent."""
+    """Dynamo's own extension of a request. Encodes back to what the client sent.
+
+    `allowed_worker_ids` and `router_config_override` are ours: 1.6.1 knows them, but takes them from Python alone.
+    """
 
     greed_sampling: bool | None = None
     use_raw_prompt: bool | None = None
@@ -71,7 +99,9 @@ class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
     agent_hints: AgentHints | None = None
     metadata_upload: MetadataUpload | None = None
     request_timestamp_ms: float | None = None
-    routing_constraints: JsonObject | None = None
+    routing_constraints: Constraints | None = None
+    allowed_worker_ids: Annotated[list[WorkerId], Meta(min_length=1, max_length=MAX_ALLOWED_WORKERS)] | None = None
+    router_config_override: RouterConfig | None = None
     router: JsonObject | None = None
 
 

@@ -93,6 +93,10 @@ def _check_worker_ids(nvext: NvExt) -> None:
     for name in ("backend_instance_id", "prefill_worker_id", "decode_worker_id"):
         if (getattr(nvext, name) or 0) > U64_MAX:
             raise InvalidRequest(f"nvext.{name} is not an unsigned 64-bit number.", f"nvext.{name}", "out_of_range")
+    for index, worker_id in enumerate(nvext.allowed_worker_ids or ()):
+        if worker_id > U64_MAX:
+            param = f"nvext.allowed_worker_ids[{index}]"
+            raise InvalidRequest(f"{param} is not an unsigned 64-bit number.", param, "out_of_range")
 
 
 def _check_logit_bias(logit_bias: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""What a worker is told of an OpenAI request, besides its tokens.
+"""What a worker is told of an OpenAI request, besides its tokens and its routing.
 
 `logit_bias` is checked and then dropped, as 1.6.1 does: its workers would take the keys for strings, not for token ids.
 """
@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynamo.frontend.openai_requests import (
-    AgentHints,
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
     JsonObject,
-    NvExt,
     ResponseFormat,
 )
-from dynamo.shared.protocol import OutputOptions, Routing, SamplingOptions, StopConditions
+from dynamo.shared.protocol import OutputOptions, SamplingOptions, StopConditions
 
 
 def stop_conditions(request: GenerateRequest, eos_token_ids: Sequence[int]) -> StopConditions:
@@ -64,49 +62,26 @@ def output_options(request: ChatCompletionRequest | CompletionRequest) -> Output
     )
 
 
-def routing(request: GenerateRequest) -> Routing:
-    nvext = request.nvext or NvExt()
-    hints = nvext.agent_hints or AgentHints()
-    return Routing(
-        backend_instance_id=nvext.backend_instance_id,
-        prefill_worker_id=nvext.prefill_worker_id,
-        decode_worker_id=nvext.decode_worker_id,
-        dp_rank=nvext.dp_rank,
-        prefill_dp_rank=nvext.prefill_dp_rank,
-        expected_output_tokens=hints.osl,
-        cache_salt=_cache_salt(request),
-        priority=hints.priority,
-        priority_jump=None if hints.priority is None else max(0.0, float(hints.priority)),
-        strict_priority=hints.strict_priority,
-    )
-
-
-def extra_args(request: GenerateRequest) -> JsonObject | None:
+def extra_args(request: GenerateRequest, cache_salt: str | None = None) -> JsonObject | None:
     """What has no field of its own on the wire."""
     sampling = {
         name: value
         for name in ("allowed_token_ids", "bad_words_token_ids", "detokenize")
         if (value := getattr(request, name)) is not None
     }
-    groups = {"nvext": _passed_nvext(request), "sampling_options": sampling}
+    groups = {"nvext": _passed_nvext(request, cache_salt), "sampling_options": sampling}
     return {name: group for name, group in groups.items() if group} or None
 
 
-def _passed_nvext(request: GenerateRequest) -> JsonObject:
+def _passed_nvext(request: GenerateRequest, cache_salt: str | None) -> JsonObject:
     passed: JsonObject = {}
-    if (salt := _cache_salt(request)) is not None:
-        passed["cache_salt"] = salt
+    if cache_salt is not None:
+        passed["cache_salt"] = cache_salt
     if request.nvext is not None and request.nvext.extra_fields is not None:
         passed["extra_fields"] = request.nvext.extra_fields
     if request.nvext is not None and request.nvext.token_data is not None:
         passed["token_in"] = True
     return passed
-
-
-def _cache_salt(request: GenerateRequest) -> str | None:
-    if request.nvext is not None and request.nvext.cache_salt is not None:
-        return request.nvext.cache_salt
-    return request.cache_salt
 
 
 def _prompt_logprobs(request: ChatCompletionRequest | CompletionRequest) -> int | None:

@@ -11,21 +11,30 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Protocol
 
+from msgspec import Struct
+
 from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.migration import Journey, KeptOutput, MigrationRules
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
 from dynamo.frontend.postprocess import Delta, make_choice
 from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
-from dynamo.frontend.router_client import PlacementWish, RouterClient
-from dynamo.shared.errors import CannotConnect, WorkerError
+from dynamo.frontend.router_client import Placement, PlacementWish, RouterClient
+from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
+from dynamo.shared.errors import CannotConnect, Overloaded, WorkerError
 from dynamo.shared.messages import Explained, Placed
 from dynamo.shared.protocol import EngineOutput
-from dynamo.shared.request_plane.client import EngineClient, WorkerAtCapacity
+from dynamo.shared.request_plane.client import EngineClient
 from dynamo.shared.request_plane.stream import EngineStream
 
 log = logging.getLogger("dynamo.pipeline")
 
-MAX_DISPATCH_ATTEMPTS = 4  # workers asked for one request before any has begun it
+
+class PipelineOptions(Struct, frozen=True):
+    """`kv_cache_block_size` is in tokens and goes before what cards say."""
+
+    kv_cache_block_size: int | None = None
+    migration: MigrationRules = MigrationRules()
 
 
 class Sink(Protocol):
@@ -38,27 +47,45 @@ class Sink(Protocol):
 
 
 class Pipeline:
-    def __init__(self, models: ModelRegistry, router: RouterClient, engine: EngineClient) -> None:
+    def __init__(
+        self,
+        models: ModelRegistry,
+        router: RouterClient,
+        engine: EngineClient,
+        options: PipelineOptions,
+    ) -> None:
         self._models = models
         self._router = router
         self._engine = engine
+        self._options = options
         self._loop = asyncio.get_running_loop()
 
-    async def prepare_chat(self, request: ChatCompletionRequest, record: RequestRecord) -> list[Prepared]:
+    async def prepare_chat(
+        self, request: ChatCompletionRequest, record: RequestRecord, headers: RoutingHeaders = NO_ROUTING_HEADERS
+    ) -> list[Prepared]:
         """One per choice."""
         model = await self._models.get(request.model, "Chat")
         record.model = model.name
-        return self._fan_out([await prepare_chat(model, request)], record)
+        return self._fan_out([await prepare_chat(model, request, headers)], record)
 
-    async def prepare_completion(self, request: CompletionRequest, record: RequestRecord) -> list[Prepared]:
+    async def prepare_completion(
+        self, request: CompletionRequest, record: RequestRecord, headers: RoutingHeaders = NO_ROUTING_HEADERS
+    ) -> list[Prepared]:
         """One per choice; those of the first prompt come first."""
         model = await self._models.get(request.model, "Completions")
         record.model = model.name
-        return self._fan_out([await prepare_completion(model, request, p) for p in request.prompts], record)
+        return self._fan_out([await prepare_completion(model, request, p, headers) for p in request.prompts], record)
 
     async def explain(self, prepared: Prepared) -> Explained:
         """What the router would do with it, and why; nothing is placed. Raises what a placement would."""
-        return await self._router.explain(_wish(prepared))
+        return await self._router.explain(self._wish(prepared, ""))
+
+    async def choose(self, prepared: Prepared) -> Placed:
+        """Where it would go; nothing is placed. Raises what `explain` does, and Overloaded where it would wait."""
+        explained = await self.explain(prepared)
+        if explained.choice is None:
+            raise Overloaded(f"No worker can take the request now; it would be {explained.outcome}.")
+        return explained.choice
 
     async def run(self, batch: Sequence[Prepared], record: RequestRecord, sink: Sink) -> None:
         """All choices of a request, side by side; returns when each is over. Raises what `generate` raises first."""
@@ -79,42 +106,76 @@ class Pipeline:
     async def generate(
         self, prepared: Prepared, record: RequestRecord, sink: Sink, call_id: str, index: int = 0
     ) -> None:
-        """One choice, its deltas into `sink`. A worker that has begun nothing is replaced by another, silently.
+        """One choice, its deltas into `sink`. A worker that fails is replaced by another, silently, as far as
+        `migration` says.
 
         A worker knows its calls by `call_id` and confuses those that share one: no two choices may.
         Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
         """
-        wish = _wish(prepared)
-        while True:
-            async with self._router.place(wish) as placed:
-                record.note_placed(perf_counter(), placed.instance_id)
-                try:
-                    with await self._open(placed, prepared, call_id) as stream:
-                        answer = Answer(prepared, index, record, sink)
-                        await stream.relay(answer)
-                        stream.is_ending = answer.is_ended_by_worker
+        rules = self._options.migration
+        journey = Journey(prepared, self._wish(prepared, call_id), rules, self._router, record)
+        answer = Answer(prepared, index, record, sink, journey.output)
+        try:
+            while (failed := await self._attempt(journey, answer, call_id, record)) is not None:
+                instance_id, error = failed
+                if rules.limit and answer.has_all_it_may:
+                    answer.cut_off()
                     break
-                except WorkerError as error:
-                    self._note_failure(record, placed.instance_id, error)
-                    if not self._may_ask_another(wish, placed, error):
-                        raise
+                if not journey.goes_on(instance_id, error):
+                    raise error
+                if journey.asked is not prepared:
+                    self._hash_blocks(journey.asked)
+        finally:
+            record.has_outgrown_migration |= journey.output.has_outgrown
         answer.finish()
 
     # ---- one attempt
+
+    async def _attempt(
+        self, journey: Journey, answer: Answer, call_id: str, record: RequestRecord
+    ) -> tuple[int, WorkerError] | None:
+        """Ask one worker. None: the answer is complete; else who failed, and how."""
+        placement = self._router.place(journey.wish)
+        async with placement as placed:
+            record.note_placed(perf_counter(), placed)
+            answer.follow(placement)
+            try:
+                with await self._open(placed, journey.asked, call_id) as stream:
+                    await stream.relay(answer)
+                    stream.is_ending = answer.is_ended_by_worker
+            except WorkerError as error:
+                self._note_failure(record, placed.instance_id, error)
+                return placed.instance_id, error
+        return None
 
     async def _open(self, placed: Placed, prepared: Prepared, call_id: str) -> EngineStream:
         worker = self._router.table.workers.get(placed.instance_id)
         if worker is None:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
-        return await self._engine.generate(worker, call_id, prepared.wire_request(worker.codec))
+        request = prepared.wire_request(worker.codec, placed.dp_rank)
+        return await self._engine.generate(worker, call_id, request, metadata=prepared.wishes.metadata)
 
-    def _may_ask_another(self, wish: PlacementWish, placed: Placed, error: WorkerError) -> bool:
-        """After a failure that left the request unbegun, while there are workers it was not offered to."""
-        wish.excluded.append(placed.instance_id)
-        if not isinstance(error, CannotConnect | WorkerAtCapacity) or len(wish.excluded) >= MAX_DISPATCH_ATTEMPTS:
-            return False
-        worker_set = self._router.table.worker_sets.get(placed.worker_set)
-        return worker_set is not None and not set(worker_set.members) <= set(wish.excluded)
+    def _wish(self, prepared: Prepared, call_id: str) -> PlacementWish:
+        wishes = prepared.wishes
+        return PlacementWish(
+            prepared.model.name,
+            prepared.num_tokens,
+            mdcsum=prepared.model.mdcsum,
+            block_hashes=prepared.block_hashes,
+            block_size=self._block_size(prepared),
+            instance_id=wishes.instance_id,
+            dp_rank=wishes.dp_rank,
+            pinned_by=wishes.pinned_by,
+            hints=wishes.hints,
+            label=call_id,
+        )
+
+    def _block_size(self, prepared: Prepared) -> int:
+        return self._options.kv_cache_block_size or prepared.model.kv_cache_block_size
+
+    def _hash_blocks(self, prepared: Prepared) -> None:
+        if self._router.settings.needs_block_hashes:
+            prepared.hash_blocks(self._block_size(prepared))
 
     def _note_failure(self, record: RequestRecord, instance_id: int, error: WorkerError) -> None:
         log.warning("request %s, worker %x: %s", record.label, instance_id, error.log_message)
@@ -125,30 +186,35 @@ class Pipeline:
         """Every choice is a generation of its own: few engines behind Dynamo answer more than one of `n`."""
         record.prepared_at = perf_counter()
         record.num_prompt_tokens = sum(prepared.num_tokens for prepared in prompts)
+        for prepared in prompts:
+            self._hash_blocks(prepared)
         batch = [choice for prepared in prompts for choice in prepared.choices()]
         record.num_choices = len(batch)
         return batch
 
 
-def _wish(prepared: Prepared) -> PlacementWish:
-    return PlacementWish(
-        prepared.model.name,
-        prepared.num_tokens,
-        mdcsum=prepared.model.mdcsum,
-        instance_id=prepared.routing.backend_instance_id,
-        dp_rank=prepared.routing.dp_rank,
-    )
-
-
 class Answer:
-    """One choice on its way from a worker's stream to a sink. What one read has brought becomes one delta.
+    """One choice on its way from its workers' streams to a sink. What one read has brought becomes one delta.
 
     The last delta is kept for `finish`, when the placement is freed and the worker let go already.
     """
 
-    __slots__ = ("_choice", "_index", "_last", "_num_cached_tokens", "_record", "_sink", "is_ended_by_worker")
+    __slots__ = (
+        "_choice",
+        "_index",
+        "_kept",
+        "_last",
+        "_milestone",
+        "_num_cached_tokens",
+        "_num_prompt_tokens",
+        "_output_limit",
+        "_placement",
+        "_record",
+        "_sink",
+        "is_ended_by_worker",
+    )
 
-    def __init__(self, prepared: Prepared, index: int, record: RequestRecord, sink: Sink) -> None:
+    def __init__(self, prepared: Prepared, index: int, record: RequestRecord, sink: Sink, kept: KeptOutput) -> None:
         self._choice = make_choice(
             prepared.model.vocabulary,
             prepared.rules,
@@ -158,9 +224,28 @@ class Answer:
         self._index = index
         self._record = record
         self._sink = sink
+        self._kept = kept
+        self._num_prompt_tokens = prepared.num_tokens
+        self._output_limit = prepared.output_limit
+        self._placement: Placement
+        self._milestone = 1  # tokens at which the placement wants to know of them
         self._last: Delta | None = None
         self._num_cached_tokens: int | None = None
         self.is_ended_by_worker = False
+
+    @property
+    def has_all_it_may(self) -> bool:
+        """No token may follow: only the worker's last word is missing."""
+        return self._output_limit is not None and self._choice.num_tokens >= self._output_limit
+
+    def follow(self, placement: Placement) -> None:
+        """The worker at this place goes on with the answer."""
+        self._placement = placement
+        self._milestone = self._choice.num_tokens + 1
+
+    def cut_off(self) -> None:
+        """It ends here, at its full length."""
+        self._last = Delta(self._index, self._choice.flush(), 0, "length")
 
     def take(self, outputs: list[EngineOutput]) -> bool:
         delta = self._fold(outputs)
@@ -168,6 +253,10 @@ class Answer:
         record.num_output_tokens += delta.num_tokens
         if not record.first_token_at:
             record.first_token_at = perf_counter()
+        if self._choice.num_tokens >= self._milestone:
+            self._reach_milestone()
+        if self._kept.is_whole:
+            self._kept.keep(outputs)
         if delta.finish_reason is not None:
             self._last = delta
             return False
@@ -204,7 +293,11 @@ class Answer:
             choice.take_logprobs(),
         )
 
+    def _reach_milestone(self) -> None:
+        num_prompt_tokens = self._num_prompt_tokens
+        self._milestone = self._placement.reached(num_prompt_tokens + self._choice.num_tokens) - num_prompt_tokens
+
     def _note_usage(self, usage: dict[str, object]) -> None:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
-            self._num_cached_tokens = cached
+            self._num_cached_tokens = min(cached, self._num_prompt_tokens)  # of a moved request there may be more

@@ -15,13 +15,15 @@ from msgspec.structs import replace
 
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, reject_media
-from dynamo.frontend.openai_wire import extra_args, output_options, routing, sampling_options, stop_conditions
+from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
 from dynamo.frontend.postprocess import StopRules
+from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
+from dynamo.frontend.routing_wishes import RoutingWishes, routing_wishes
 from dynamo.shared.errors import InvalidRequest
+from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
 from dynamo.shared.protocol import (
     OutputOptions,
     PreprocessedRequest,
-    Routing,
     SamplingOptions,
     StopConditions,
 )
@@ -42,9 +44,10 @@ class Prepared(Struct):
     output: OutputOptions
     rules: StopRules
     annotations: list[str]
-    routing: Routing
+    wishes: RoutingWishes
     extra_args: dict[str, Any] | None
     num_choices: int
+    block_hashes: bytes = b""  # empty unless the router wants them
 
     def choices(self) -> list[Prepared]:
         """One request per choice, each with a seed of its own if one was given."""
@@ -58,8 +61,44 @@ class Prepared(Struct):
     def num_tokens(self) -> int:
         return len(self.token_ids) >> 2
 
-    def wire_request(self, codec: str) -> PreprocessedRequest:
-        """The body for a worker that speaks `codec`."""
+    @property
+    def output_limit(self) -> int | None:
+        """Tokens after which the answer is over, whatever they are; None if nobody knows."""
+        limits = [limit for limit in (self.stop.max_tokens, self._room_in_context) if limit is not None]
+        return min(limits, default=None)
+
+    @property
+    def _room_in_context(self) -> int | None:
+        length = self.model.max_context_length
+        return length - self.num_tokens if length else None
+
+    def hash_blocks(self, block_size: int) -> None:
+        """Fill in `block_hashes`, as the workers' KV events name them: packed sequence hashes of the full blocks."""
+        card = self.model.card
+        seed = hash_seed(self.wishes.routing.lora_name, self.wishes.cache_salt)
+        is_eagle = card.runtime_config.enable_eagle
+        self.block_hashes = packed_sequence_hashes(self.token_ids, block_size, seed, is_eagle=is_eagle)
+
+    def continued(self, output: bytes) -> Prepared:
+        """What is left to ask for once `output`, packed too, was generated."""
+        num_output, stop = len(output) >> 2, self.stop
+        return replace(
+            self,
+            token_ids=self.token_ids + output,
+            stop=replace(
+                stop,
+                max_tokens=None if stop.max_tokens is None else stop.max_tokens - num_output,
+                min_tokens=None if stop.min_tokens is None else max(0, stop.min_tokens - num_output),
+            ),
+            block_hashes=b"",
+        )
+
+    def wire_request(self, codec: str, dp_rank: int | None = None) -> PreprocessedRequest:
+        """The body for a worker that speaks `codec`, and for the rank that it was placed on."""
+        wishes = self.wishes
+        routing = wishes.routing
+        if dp_rank is not None and dp_rank != routing.dp_rank:
+            routing = replace(routing, dp_rank=dp_rank)
         return PreprocessedRequest(
             model=self.model.name,
             token_ids=pack_token_ids(self.token_ids) if codec == "msgpack" else unpack_token_ids(self.token_ids),
@@ -69,26 +108,32 @@ class Prepared(Struct):
             eos_token_ids=[] if self.stop.ignore_eos else list(self.model.eos_token_ids),
             mdc_sum=self.model.mdcsum,
             annotations=self.annotations,
-            routing=self.routing,
+            routing=routing,
+            router_config_override=wishes.router_config,
             extra_args=UNSET if self.extra_args is None else self.extra_args,
+            agent_context=UNSET if wishes.agent_context is None else wishes.agent_context,
         )
 
 
-async def prepare_chat(model: Model, request: ChatCompletionRequest) -> Prepared:
+async def prepare_chat(
+    model: Model, request: ChatCompletionRequest, headers: RoutingHeaders = NO_ROUTING_HEADERS
+) -> Prepared:
     """Raises InvalidRequest: the template refuses the messages, or the prompt does not fit the context."""
     nvext = request.nvext
     if nvext is not None and nvext.token_data:
-        return _prepared(model, request, _packed(nvext.token_data, model, "nvext.token_data"))
+        return _prepared(model, request, _packed(nvext.token_data, model, "nvext.token_data"), headers)
     text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
-    return _prepared(model, request, await _encode(model, text, add_special_tokens=False))
+    return _prepared(model, request, await _encode(model, text, add_special_tokens=False), headers)
 
 
-async def prepare_completion(model: Model, request: CompletionRequest, prompt: Prompt) -> Prepared:
+async def prepare_completion(
+    model: Model, request: CompletionRequest, prompt: Prompt, headers: RoutingHeaders = NO_ROUTING_HEADERS
+) -> Prepared:
     if request.nvext is not None and request.nvext.token_data:
-        return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"))
+        return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"), headers)
     if isinstance(prompt, str):
-        return _prepared(model, request, await _encode(model, prompt, add_special_tokens=True))
-    return _prepared(model, request, _packed(prompt, model, "prompt"))
+        return _prepared(model, request, await _encode(model, prompt, add_special_tokens=True), headers)
+    return _prepared(model, request, _packed(prompt, model, "prompt"), headers)
 
 
 def render_chat(model: Model, request: ChatCompletionRequest) -> str:
@@ -148,9 +193,12 @@ def _packed(ids: list[int], model: Model, param: str) -> bytes:
     return b"".join([i.to_bytes(4, "little") for i in ids])
 
 
-def _prepared(model: Model, request: ChatCompletionRequest | CompletionRequest, token_ids: bytes) -> Prepared:
+def _prepared(
+    model: Model, request: ChatCompletionRequest | CompletionRequest, token_ids: bytes, headers: RoutingHeaders
+) -> Prepared:
     _check_length(model, request, len(token_ids) >> 2)
     nvext = request.nvext
+    wishes = routing_wishes(request, headers, model.lora_name)
     return Prepared(
         model=model,
         token_ids=token_ids,
@@ -159,8 +207,8 @@ def _prepared(model: Model, request: ChatCompletionRequest | CompletionRequest, 
         output=output_options(request),
         rules=_stop_rules(model, request),
         annotations=[] if nvext is None else nvext.annotations or [],
-        routing=routing(request),
-        extra_args=extra_args(request),
+        wishes=wishes,
+        extra_args=extra_args(request, wishes.cache_salt),
         num_choices=request.n or 1,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 from collections.abc import Callable
@@ -30,11 +31,16 @@ from dynamo.shared.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    OutputGrown,
     Place,
     Placed,
+    PrefillCompleted,
+    Queued,
     Refused,
     RouterMessage,
+    RoutingHints,
     SetThresholds,
+    Settings,
     TableDelta,
     Thresholds,
     ThresholdsAre,
@@ -45,19 +51,66 @@ from dynamo.shared.messages import (
 log = logging.getLogger("dynamo.router_client")
 
 HEARTBEAT_INTERVAL_S = 1.0
-PLACE_TIMEOUT_S = 2.0  # a router that takes longer counts as hung: place locally
+PLACE_TIMEOUT_S = 2.0  # a router that takes longer to answer or to queue counts as hung: place locally
+MAX_SILENCE_S = 10.0  # so does one that is not heard at all, with what it has queued
+MAX_HELLO_HASHES = 16 << 20  # bytes
+NEVER = 1 << 62
 
 
 class PlacementWish(Struct, gc=False):
-    """What the router needs to know to choose a worker for one request. `excluded` grows with each failure."""
+    """What the router needs to know to choose a worker for one request. `excluded` grows with each failure.
+
+    `block_hashes` are packed u64 LE and may be empty; `block_size` is that of the workers, in tokens. `pinned_by` names
+    the field or header that a refusal is about, `label` the request in logs.
+    """
 
     model: str
     num_tokens: int
     mdcsum: str = ""
     block_hashes: bytes = b""
+    block_size: int = 0
     instance_id: int | None = None
     dp_rank: int | None = None
     excluded: list[int] = []
+    pinned_by: str = "nvext.backend_instance_id"
+    label: str = ""
+    hints: RoutingHints | None = None
+
+    def allows(self, instance_id: int) -> bool:
+        """Whatever its load or health."""
+        if self.instance_id is not None:
+            return instance_id == self.instance_id
+        allowed = None if self.hints is None else self.hints.allowed_worker_ids
+        return allowed is None or instance_id in allowed
+
+
+class Question(Struct):
+    """A wish that the router was told of; `deadline` is in the loop's seconds, infinite once it is queued there."""
+
+    placed: asyncio.Future[Placed]
+    wish: PlacementWish
+    deadline: float
+
+
+class Held(Struct):
+    """A placement in use, as far as the router is to know of it."""
+
+    instance_id: int
+    dp_rank: int | None
+    wish: PlacementWish
+    is_prefill_completed: bool = False
+    num_output_blocks: int = 0
+
+    def announced(self, request_id: int, *, with_hashes: bool) -> ActiveRequest:
+        return ActiveRequest(
+            request_id,
+            self.instance_id,
+            self.wish.num_tokens,
+            self.dp_rank,
+            self.is_prefill_completed,
+            self.num_output_blocks,
+            self.wish.block_hashes if with_hashes else b"",
+        )
 
 
 class Placement:
@@ -78,6 +131,10 @@ class Placement:
             self._client.free(self._request_id)
             raise
 
+    def reached(self, num_tokens: int) -> int:
+        """Prompt and output have this many tokens now. Returns at how many this is to be called again."""
+        return self._client.note_progress(self._request_id, num_tokens)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -93,16 +150,18 @@ class RouterClient:
         self.num_local_placements = 0
         self.num_timeouts = 0
         self.router_mode = ""
+        self.settings = Settings()
         self._acceptor = acceptor
         self._incarnation = int.from_bytes(os.urandom(6), "big")
         self._on_table = on_table
         self._inhibited_s = inhibited_s
         self._loop = asyncio.get_running_loop()
         self._serial = 0
-        self._asked: dict[int, tuple[asyncio.Future[Placed], PlacementWish, float]] = {}
-        self._active: dict[int, tuple[int, int]] = {}  # request id -> (instance id, num_tokens)
+        self._asked: dict[int, Question] = {}
+        self._active: dict[int, Held] = {}
         self._num_active: dict[int, int] = {}  # per instance, of this acceptor
         self._inhibited_until: dict[int, float] = {}
+        self._heard_at = self._loop.time()
         self._first_table = self._loop.create_future()
         self._channel = DealerChannel(
             endpoint, on_messages=self._on_messages, on_connect=self._hello, on_disconnect=self._on_disconnect
@@ -131,7 +190,7 @@ class RouterClient:
     async def explain(self, wish: PlacementWish) -> Explained:
         """What the router would answer to `wish`, and why. Nothing is placed; raises what a placement would."""
         request_id = self.next_request_id()
-        answer = await self._ask(request_id, Explain(_place(request_id, wish)), wish.model)
+        answer = await self._ask(request_id, Explain(_place(request_id, wish)), wish.model, wish.pinned_by)
         assert isinstance(answer, Explained)
         return answer
 
@@ -150,12 +209,12 @@ class RouterClient:
         assert isinstance(answer, ThresholdsAre)
         return answer.thresholds
 
-    async def _ask(self, request_id: int, question: AcceptorMessage, model: str) -> Answer:
+    async def _ask(self, request_id: int, question: AcceptorMessage, model: str, pinned_by: str = "") -> Answer:
         if not self.is_connected:
             raise RouterAway("The router is away, and only it can answer this; try again.")
         answer = await self._questions.ask(request_id, question)
         if isinstance(answer, Refused):
-            raise _refusal(answer, model)
+            raise _refusal(answer, model, pinned_by)
         return answer
 
     def close(self) -> None:
@@ -173,16 +232,16 @@ class RouterClient:
         placed = await self._ask_router(request_id, wish) if self.is_connected else None
         if placed is None:
             placed = self._place_locally(request_id, wish)
-        self._active[request_id] = (placed.instance_id, wish.num_tokens)
+        self._active[request_id] = Held(placed.instance_id, placed.dp_rank, wish)
         self._num_active[placed.instance_id] = self._num_active.get(placed.instance_id, 0) + 1
         return placed
 
     def free(self, request_id: int) -> None:
         """The request is over. Also sent for one whose answer we did not wait for: the router may have placed it."""
         self._asked.pop(request_id, None)
-        active = self._active.pop(request_id, None)
-        if active is not None:
-            instance_id = active[0]
+        held = self._active.pop(request_id, None)
+        if held is not None:
+            instance_id = held.instance_id
             left = self._num_active[instance_id] - 1
             if left:
                 self._num_active[instance_id] = left
@@ -190,14 +249,32 @@ class RouterClient:
                 del self._num_active[instance_id]
         self._channel.send_soon(Free(request_id))
 
+    def note_progress(self, request_id: int, num_tokens: int) -> int:
+        """Tell the router what it wants to hear of this; returns at how many tokens there may be more to tell."""
+        held, settings = self._active[request_id], self.settings
+        if not held.is_prefill_completed:
+            held.is_prefill_completed = True
+            if settings.tracks_prefill:
+                self._channel.send_soon(PrefillCompleted(request_id))
+        block_size = held.wish.block_size
+        if not settings.tracks_output_blocks or not block_size:
+            return NEVER
+        num_prompt_blocks = -(-held.wish.num_tokens // block_size)
+        num_blocks = -(-num_tokens // block_size)
+        num_grown = num_blocks - num_prompt_blocks - held.num_output_blocks
+        if num_grown > 0:
+            held.num_output_blocks += num_grown
+            self._channel.send_soon(OutputGrown(request_id, num_grown))
+        return num_blocks * block_size + 1
+
     async def _ask_router(self, request_id: int, wish: PlacementWish) -> Placed | None:
         """None: the router is gone, hung, or not taking messages."""
         if not self._channel.send(_place(request_id, wish)):
             return None
-        future: asyncio.Future[Placed] = self._loop.create_future()
-        self._asked[request_id] = (future, wish, self._loop.time() + PLACE_TIMEOUT_S)
+        question = Question(self._loop.create_future(), wish, self._loop.time() + PLACE_TIMEOUT_S)
+        self._asked[request_id] = question
         try:
-            return await future
+            return await question.placed
         except _RouterAway:
             return None
 
@@ -211,16 +288,21 @@ class RouterClient:
         self.num_local_placements += 1
         return Placed(request_id, chosen[0], chosen[1], wish.dp_rank)
 
+    def can_place_elsewhere(self, wish: PlacementWish) -> bool:
+        """Whether there is a worker for it that has not been tried."""
+        return any(instance_id not in wish.excluded for instance_id, _key in self._allowed(wish))
+
     def _local_candidates(self, wish: PlacementWish) -> list[tuple[int, str]]:
         """(instance id, worker set) pairs: those not tried and not inhibited, else those not tried, else any."""
-        sets = [s for s in self.table.worker_sets.values() if s.model == wish.model and s.worker_type != "prefill"]
-        if not sets:
+        if not any(s.model == wish.model and s.worker_type != "prefill" for s in self.table.worker_sets.values()):
             raise ModelNotFound(wish.model)
-        if wish.mdcsum:
-            sets = [s for s in sets if s.mdcsum == wish.mdcsum]
-        pairs = [(instance_id, s.key) for s in sets for instance_id in self.table.routable(s)]
-        if wish.instance_id is not None:
-            pairs = [pair for pair in pairs if pair[0] == wish.instance_id]
+        if wish.instance_id is None and self.router_mode == "direct":
+            raise InvalidRequest("In router mode direct a request must name its worker.", wish.pinned_by)
+        pairs = self._allowed(wish)
+        if wish.instance_id is not None and not pairs:
+            raise InvalidRequest(
+                f"The model {wish.model!r} has no worker with the instance id {wish.instance_id}.", wish.pinned_by
+            )
         now = self._loop.time()
         untried = [pair for pair in pairs if pair[0] not in wish.excluded]
         healthy = [pair for pair in untried if self._inhibited_until.get(pair[0], 0.0) <= now]
@@ -228,10 +310,23 @@ class RouterClient:
             raise ModelNotReady(f"No worker of the model {wish.model!r} can be reached right now.")
         return found
 
+    def _allowed(self, wish: PlacementWish) -> list[tuple[int, str]]:
+        return [
+            (instance_id, s.key)
+            for s in self.table.worker_sets.values()
+            if s.model == wish.model and s.worker_type != "prefill" and wish.mdcsum in ("", s.mdcsum)
+            for instance_id in self.table.routable(s)
+            if wish.allows(instance_id)
+        ]
+
     # ---- the channel
 
     def _hello(self) -> None:
-        active = [ActiveRequest(request_id, *held) for request_id, held in self._active.items()]
+        """With block hashes as far as they fit; what is left out counts as tokens only."""
+        active, room = [], MAX_HELLO_HASHES
+        for request_id, held in self._active.items():
+            room -= len(held.wish.block_hashes)
+            active.append(held.announced(request_id, with_hashes=room >= 0))
         self._channel.send(Hello(self._acceptor, self._incarnation, active))
 
     def _on_disconnect(self) -> None:
@@ -240,21 +335,24 @@ class RouterClient:
         self.is_connected = False
         self._questions.give_up()
         asked, self._asked = self._asked, {}
-        for future, _wish, _deadline in asked.values():
-            if not future.done():
-                future.set_exception(_RouterAway)
+        for question in asked.values():
+            if not question.placed.done():
+                question.placed.set_exception(_RouterAway)
 
     def _on_messages(self, messages: list[RouterMessage]) -> None:
+        self._heard_at = self._loop.time()
         for message in messages:
             match message:
                 case Placed():
-                    if (asked := self._asked.pop(message.request_id, None)) is not None and not asked[0].done():
-                        asked[0].set_result(message)
+                    if (asked := self._asked.pop(message.request_id, None)) is not None and not asked.placed.done():
+                        asked.placed.set_result(message)
                 case Refused():
-                    if (asked := self._asked.pop(message.request_id, None)) is not None and not asked[0].done():
-                        asked[0].set_exception(_refusal(message, asked[1].model))
-                    elif asked is None:
-                        self._questions.answer(message)
+                    self._on_refused(message)
+                case Queued():
+                    if (asked := self._asked.get(message.request_id)) is not None:
+                        asked.deadline = math.inf
+                case Settings():
+                    self.settings = message
                 case Explained() | ThresholdsAre():
                     self._questions.answer(message)
                 case TableDelta():
@@ -262,10 +360,17 @@ class RouterClient:
                 case Welcome():
                     self._on_welcome(message)
 
+    def _on_refused(self, refused: Refused) -> None:
+        if (asked := self._asked.pop(refused.request_id, None)) is None:
+            self._questions.answer(refused)
+        elif not asked.placed.done():
+            asked.placed.set_exception(_refusal(refused, asked.wish.model, asked.wish.pinned_by))
+
     def _on_welcome(self, welcome: Welcome) -> None:
         before = set(self.table.workers)
         self.table.replace(welcome)
         self.router_mode = welcome.router_mode
+        self.settings = welcome.settings
         if not self.is_connected:
             log.info("the router answers; %d workers, %d worker sets", len(welcome.workers), len(welcome.worker_sets))
         self.is_connected = True
@@ -286,12 +391,13 @@ class RouterClient:
         self._channel.send(Heartbeat())
         now = self._loop.time()
         self._inhibited_until = {i: until for i, until in self._inhibited_until.items() if until > now}
-        overdue = [request_id for request_id, asked in self._asked.items() if asked[2] < now]
+        is_silent = now - self._heard_at > MAX_SILENCE_S
+        overdue = [request_id for request_id, asked in self._asked.items() if asked.deadline < now or is_silent]
         for request_id in overdue:
-            future = self._asked.pop(request_id)[0]
+            placed = self._asked.pop(request_id).placed
             self.num_timeouts += 1
-            if not future.done():
-                future.set_exception(_RouterAway)
+            if not placed.done():
+                placed.set_exception(_RouterAway)
 
 
 class _RouterAway(Exception):
@@ -308,19 +414,21 @@ def _place(request_id: int, wish: PlacementWish) -> Place:
         wish.instance_id,
         wish.dp_rank,
         wish.mdcsum,
+        wish.label,
+        wish.hints,
     )
 
 
-def _refusal(refused: Refused, model: str) -> DynamoError:
+def _refusal(refused: Refused, model: str, pinned_by: str) -> DynamoError:
     """The router's refusal as the error the client is told."""
     error: DynamoError
     match refused.code:
         case "model_not_found":
             return ModelNotFound(model)
-        case "overloaded":
+        case "overloaded" | "queue_full":
             error = Overloaded(refused.message)
         case "invalid_value":
-            return InvalidRequest(refused.message, "nvext.backend_instance_id")
+            return InvalidRequest(refused.message, pinned_by)
         case _:
             error = ModelNotReady(refused.message)
     error.retry_after_s = refused.retry_after_s

@@ -166,13 +166,15 @@ class ShuttingDown(UnavailableError):
 
 
 class WorkerError(DynamoError):
-    """`is_suspect`: the instance itself is in doubt and is not asked again for a while. `summary` is what clients are
-    told where the error's own text is for operators: addresses, and what workers say of their insides."""
+    """`is_suspect`: the instance itself is in doubt and is not asked again for a while. `is_migratable`: another worker
+    may take the request over. `summary` is what clients are told where the error's own text is for operators:
+    addresses, and what workers say of their insides."""
 
     status = 503
     type = "service_unavailable"
     retry_after_s: int | None = 1
     is_suspect: bool = True
+    is_migratable: bool = True
     summary: str = ""
 
     @property
@@ -208,6 +210,7 @@ class ResponseTooLarge(WorkerError):
     status = 502
     code = "worker_response_too_large"
     is_suspect = False
+    is_migratable = False
 
 
 class BackendError(WorkerError):
@@ -223,6 +226,7 @@ class BackendError(WorkerError):
         self.status = status
         self.code = code
         self.type = type
+        self.is_migratable = code in ("worker_unavailable", "overloaded", "worker_timeout")
 
 
 class BackendFailure(BackendError):

@@ -57,6 +57,10 @@ class Exchange(ABC):
         """First value of a request header; `name` in lower case."""
 
     @abstractmethod
+    def headers_starting(self, prefixes: tuple[bytes, ...]) -> dict[str, str]:
+        """Request headers whose lower-case name starts with one of these; of one given twice the first value."""
+
+    @abstractmethod
     async def read_body(self) -> bytes:
         """The whole request body; once.
 

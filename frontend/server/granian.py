@@ -47,6 +47,10 @@ class GranianExchange(Exchange):
         value: str | None = self._scope.headers.get(name)
         return value
 
+    def headers_starting(self, prefixes: tuple[bytes, ...]) -> dict[str, str]:
+        headers = self._scope.headers
+        return {name: headers.get(name) for name in headers if name.encode().startswith(prefixes)}
+
     async def read_body(self) -> bytes:
         limits = self._limits
         length = self.header("content-length")

@@ -61,6 +61,13 @@ class WireExchange(Exchange):
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
+    def headers_starting(self, prefixes: tuple[bytes, ...]) -> dict[str, str]:
+        return {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in self._headers.items()
+            if name.startswith(prefixes)
+        }
+
     # ---- request body
 
     async def read_body(self) -> bytes:

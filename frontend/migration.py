@@ -1,0 +1,131 @@
+"""Which worker is asked after one has failed, and what: a request moves on with the tokens it has so far.
+
+    nothing begun     another worker is asked the same, up to MAX_DISPATCH_ATTEMPTS
+    begun             another is asked to continue: prompt and output so far, the rest of max_tokens; `limit` times
+
+Guided decoding never moves: the state of the engine's grammar cannot be rebuilt. Nor does a request that is pinned to
+its worker. The choices of n > 1 do: each is a call of its own here, so each has only one output to take along.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.router_client import PlacementWish, RouterClient
+from dynamo.shared.errors import CannotConnect, WorkerError
+from dynamo.shared.protocol import EngineOutput
+from dynamo.shared.request_plane.client import WorkerAtCapacity
+
+MAX_DISPATCH_ATTEMPTS = 4  # workers that are offered a request before any begins it
+NO_LIMIT = 1 << 62
+
+
+class MigrationRules(Struct, frozen=True):
+    """`limit` 0 never moves what a worker has begun. Beyond `max_seq_len` tokens of prompt and output a request stays
+    where it is, and its output is kept no longer."""
+
+    limit: int = 3
+    max_seq_len: int | None = None
+
+    def room_for_output(self, prepared: Prepared) -> int:
+        """Tokens of output that are worth keeping; below 1 for a request that never moves."""
+        is_guided = prepared.sampling.guided_decoding is not None
+        if not self.limit or is_guided or prepared.wishes.instance_id is not None:
+            return 0
+        return NO_LIMIT if self.max_seq_len is None else self.max_seq_len - prepared.num_tokens
+
+
+class KeptOutput:
+    """The ids of all tokens of one choice so far, four bytes each. `is_whole` until one of them could not be kept,
+    `has_outgrown` if that was for want of room."""
+
+    __slots__ = ("_ids", "_room", "has_outgrown", "is_whole")
+
+    def __init__(self, room: int) -> None:
+        self._ids = array("I")
+        self._room = room
+        self.is_whole = room > 0
+        self.has_outgrown = False
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def keep(self, outputs: Sequence[EngineOutput]) -> None:
+        ids = self._ids
+        try:
+            for output in outputs:
+                if output.token_ids:
+                    ids.fromlist(output.token_ids)
+                elif output.text:  # of tokens that its worker does not tell
+                    self._drop()
+                    return
+        except OverflowError:  # no token id, whatever the detokenizer makes of it
+            self._drop()
+            return
+        if len(ids) > self._room:
+            self.has_outgrown = True
+            self._drop()
+
+    def packed(self) -> bytes:
+        """u32 LE."""
+        return self._ids.tobytes()
+
+    def _drop(self) -> None:
+        self.is_whole = False
+        self._ids = array("I")
+
+
+class Journey:
+    """One choice's way from worker to worker. `wish` says where it may be placed next, `asked` what is sent there."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        wish: PlacementWish,
+        rules: MigrationRules,
+        router: RouterClient,
+        record: RequestRecord,
+    ) -> None:
+        self.asked = prepared
+        self.wish = wish
+        self.output = KeptOutput(rules.room_for_output(prepared))
+        self._prepared = prepared
+        self._rules = rules
+        self._router = router
+        self._record = record
+        self._num_unbegun = 0
+        self._num_moves = 0
+
+    def goes_on(self, instance_id: int, error: WorkerError) -> bool:
+        """After this worker has failed: whether to ask another, which `wish` and `asked` are ready for then."""
+        self.wish.excluded.append(instance_id)
+        is_unbegun = isinstance(error, CannotConnect | WorkerAtCapacity)
+        if not (self._may_ask_again() if is_unbegun else self._may_move(error)):
+            return False
+        if not is_unbegun:
+            self._num_moves += 1
+        self._record.note_migration("ongoing_request" if self.output else "new_request", error.code or "failed")
+        if self.output:
+            self.asked = self._prepared.continued(self.output.packed())
+        return True
+
+    def _may_ask_again(self) -> bool:
+        self._num_unbegun += 1
+        return self._num_unbegun < MAX_DISPATCH_ATTEMPTS and self._router.can_place_elsewhere(self.wish)
+
+    def _may_move(self, error: WorkerError) -> bool:
+        if not error.is_migratable or not self._rules.limit:
+            return False
+        if self.output.has_outgrown:
+            self._record.has_outgrown_migration = True
+        if not self.output.is_whole:
+            return False
+        if self._num_moves < self._rules.limit and self._router.can_place_elsewhere(self.wish):
+            return True
+        self._record.is_migration_exhausted = True
+        return False
