@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from dynamo.shared.messages import Hello
 
@@ -23,14 +24,16 @@ class Acceptor:
 
 
 class Acceptors:
-    """The acceptors that said hello and were not lost since. `num_active` sums up what they hold, per instance."""
+    """The acceptors that said hello and were not lost since. `num_active` sums up what they hold, per instance;
+    `on_freed` is told of each request (peer, request id) that is over, however it ended."""
 
-    def __init__(self, max_acceptors: int, max_active: int) -> None:
+    def __init__(self, max_acceptors: int, max_active: int, on_freed: Callable[[bytes, int], None]) -> None:
         self.by_peer: dict[bytes, Acceptor] = {}
         self.num_active: dict[int, int] = {}
         self._by_name: dict[str, Acceptor] = {}
         self._max_acceptors = max_acceptors
         self._max_active = max_active  # per acceptor
+        self._on_freed = on_freed
 
     def __len__(self) -> int:
         return len(self.by_peer)
@@ -75,6 +78,7 @@ class Acceptors:
             self.num_active[instance_id] = left
         else:
             del self.num_active[instance_id]
+        self._on_freed(acceptor.peer, request_id)
 
     def leave(self, acceptor: Acceptor) -> None:
         for request_id in list(acceptor.active):
@@ -82,8 +86,10 @@ class Acceptors:
         del self.by_peer[acceptor.peer]
         del self._by_name[acceptor.name]
 
-    def expire(self, silent_since: float) -> None:
-        """Free what acceptors hold that were not heard since then."""
-        for acceptor in [a for a in self.by_peer.values() if a.last_seen < silent_since]:
+    def expire(self, silent_since: float) -> list[bytes]:
+        """Free what acceptors hold that were not heard since then; their peers."""
+        silent = [a for a in self.by_peer.values() if a.last_seen < silent_since]
+        for acceptor in silent:
             log.warning("acceptor %s is silent; freeing its %d requests", acceptor.name, len(acceptor.active))
             self.leave(acceptor)
+        return [acceptor.peer for acceptor in silent]

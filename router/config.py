@@ -9,12 +9,15 @@ from typing import Any, Self
 import msgspec
 
 from dynamo.router.core import Rules
+from dynamo.router.queue import PolicyClass
 from dynamo.router.selectors import SELECTORS
+from dynamo.router.weights import Weights
 from dynamo.shared.config import ConfigError, option
 from dynamo.shared.kv_router_options import KvRouterOptions
+from dynamo.shared.messages import Thresholds
 from dynamo.shared.placement_options import PlacementOptions, dashed
 
-ROUTER_MODES = (*SELECTORS, "kv")
+ROUTER_MODES = tuple(SELECTORS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +86,60 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             raise ConfigError(f"the line on stdin is not a JSON object of options: {error}") from None
 
     @property
-    def has_mode_to_come(self) -> bool:
-        return self.router_mode == "kv"
+    def mode(self) -> str:
+        return "kv" if self.load_aware else self.router_mode
+
+    @property
+    def uses_kv_events(self) -> bool:
+        return self.router_kv_events and not self.load_aware
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(
+            overlap_score_credit=self.weight_credit,
+            overlap_score_credit_decay=self.router_kv_overlap_score_credit_decay,
+            prefill_load_scale=self.weight_scale,
+            decode_active_request_weight=self.router_decode_active_request_weight,
+            host_cache_hit_weight=self.router_host_cache_hit_weight,
+            disk_cache_hit_weight=self.router_disk_cache_hit_weight,
+            router_temperature=self.router_temperature,
+            track_prefill_tokens=self.router_track_prefill_tokens or self.load_aware,
+            track_active_blocks=self.router_track_active_blocks or self.load_aware,
+            assume_kv_reuse=self.router_assume_kv_reuse and not self.load_aware,
+        )
+
+    @property
+    def predicted_ttl_s(self) -> float | None:
+        """Without events everything is predicted; with them only what is asked for; by load alone nothing."""
+        if self.load_aware:
+            return None
+        return self.router_predicted_ttl_s if self.router_kv_events else self.router_ttl_s
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(
+            "",
+            self.active_decode_blocks_threshold,
+            self.active_prefill_tokens_threshold,
+            self.active_prefill_tokens_threshold_frac,
+        )
+
+    @property
+    def classes(self) -> tuple[PolicyClass, ...]:
+        """One class for all, unless a policy file names others."""
+        return (
+            PolicyClass(
+                queue_policy=self.router_queue_policy,
+                prefill_busy_threshold_frac=self.router_queue_threshold,
+                max_queued_requests=self.router_max_queued,
+                max_wait_s=self.router_max_queue_wait_s,
+            ),
+        )
 
     @property
     def rules(self) -> Rules:
         return Rules(
-            router_mode="least-loaded" if self.has_mode_to_come else self.router_mode,
+            router_mode=self.mode,
             namespace=self.namespace,
             namespace_prefix=self.namespace_prefix,
             min_initial_workers=self.router_min_initial_workers,
@@ -98,4 +148,17 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             max_acceptors=self.max_acceptors,
             max_active_per_acceptor=self.max_active_per_acceptor,
             max_table_entries=self.max_table_entries,
+            kv_cache_block_size=self.kv_cache_block_size,
+            weights=self.weights,
+            tracks_output_blocks=self.router_track_output_blocks,
+            uses_kv_events=self.uses_kv_events,
+            max_index_blocks=self.router_max_index_blocks,
+            predicted_ttl_s=self.predicted_ttl_s,
+            predicted_policy=self.router_approximate_cache_policy,
+            thresholds=self.thresholds,
+            classes=self.classes,
+            overlap_refresh_after_s=self.router_overlap_refresh_after_s,
+            session_ttl_s=self.router_session_affinity_ttl_s,
+            is_affinity_hard=self.router_session_affinity_mode == "hard",
+            max_sessions=self.router_max_sessions,
         )

@@ -8,38 +8,68 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
-from dynamo.router.acceptors import Acceptor, Acceptors
-from dynamo.router.selectors import SELECTORS, Choice
-from dynamo.router.table import LiveSet, ModelTable
-from dynamo.shared.card import CardError, Registered, read_instance, read_registration
-from dynamo.shared.discovery import INSTANCES, Change, Put, key_of
+from dynamo.router.acceptors import Acceptors
+from dynamo.router.admission import Admission
+from dynamo.router.affinity import SessionAffinity
+from dynamo.router.entries import read_registered, read_worker
+from dynamo.router.fleet import Fleet
+from dynamo.router.index import PrefixIndex
+from dynamo.router.inquiries import Inquiries, placed, receipt_of
+from dynamo.router.overload import OverloadMonitor
+from dynamo.router.placing import Placing, refused
+from dynamo.router.predicted import PredictedIndex
+from dynamo.router.queue import PlacementQueue, PolicyClass, QueueFull
+from dynamo.router.ranks import ranks_of
+from dynamo.router.selectors import SELECTORS, Choice, Question
+from dynamo.router.table import ModelTable
+from dynamo.router.weights import Weights
+from dynamo.shared.card import CardError, Registered
+from dynamo.shared.discovery import INSTANCES, Change, Put
+from dynamo.shared.kv_events import LoadReport
 from dynamo.shared.messages import (
     AcceptorMessage,
+    ActiveRequest,
+    Explain,
     Free,
+    GetThresholds,
     Goodbye,
     Heartbeat,
     Hello,
+    OutputGrown,
     Place,
-    Placed,
+    PrefillCompleted,
+    Queued,
     Refused,
     RouterMessage,
+    SetThresholds,
+    Settings,
     TableDelta,
+    Thresholds,
     Welcome,
-    Worker,
     WorkerFailed,
 )
-from dynamo.shared.protocol import Instance
+from dynamo.shared.protocol import RuntimeConfig
+
+if TYPE_CHECKING:
+    from dynamo.router.policies import PolicyRunner  # with numpy
 
 log = logging.getLogger("dynamo.router")
 
+WAITED_TOO_LONG = "The request has waited too long for a worker with room."
 SAY_HELLO = TableDelta(0)  # no table has the version before 0, so whoever gets this asks for the whole table
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """What a router does. Namespaces: the prefix wins over the exact name; neither means all."""
+    """What a router does. Namespaces: the prefix wins over the exact name; neither means all.
+
+    `kv_cache_block_size` is what cards must say, if anything is said. Without `uses_kv_events` the prefix index is
+    predicted from placements, each believed for `predicted_ttl_s`; with them that is added if it is set. `classes` are
+    the queues; none of them queueing means that no request ever waits. `session_ttl_s` None ignores sessions.
+    """
 
     router_mode: str = "round-robin"
     namespace: str | None = None
@@ -50,24 +80,67 @@ class Rules(Struct, frozen=True, kw_only=True):
     max_acceptors: int = 1024
     max_active_per_acceptor: int = 65_536
     max_table_entries: int = 65_536
+    kv_cache_block_size: int | None = None
+    weights: Weights = Weights()
+    tracks_output_blocks: bool = False
+    uses_kv_events: bool = True
+    max_index_blocks: int = 8_000_000
+    predicted_ttl_s: float | None = None
+    predicted_policy: str = "ttl"
+    thresholds: Thresholds = Thresholds("")
+    classes: tuple[PolicyClass, ...] = (PolicyClass(),)
+    overlap_refresh_after_s: float = 1.0
+    session_ttl_s: float | None = None
+    is_affinity_hard: bool = True
+    max_sessions: int = 65_536
 
     def serves_namespace(self, namespace: str) -> bool:
         if self.namespace_prefix:
             return namespace.startswith(self.namespace_prefix)
         return not self.namespace or namespace == self.namespace
 
+    @property
+    def is_kv(self) -> bool:
+        return self.router_mode == "kv"
+
+
+class Note(NamedTuple):
+    session_id: str
+    policy_class: str
+
 
 class Router:
-    def __init__(self, rules: Rules, rng: random.Random) -> None:
+    """`policy` is the operator's own way to choose; `on_decision` is told of every placement and what it was chosen
+    from, `on_worker` of workers that come (True) and go."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        rng: random.Random,
+        *,
+        policy: PolicyRunner | None = None,
+        on_decision: Callable[[Question, Choice, float], None] | None = None,
+    ) -> None:
         self.rules = rules
-        self.table = ModelTable(lambda: SELECTORS[rules.router_mode](rng))
-        self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor)
+        self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
+        self.fleet = Fleet(rng, self.acceptors.num_active, rules.weights, _index(rules), _predicted(rules), policy)
+        self.table = ModelTable(lambda: SELECTORS[rules.router_mode](self.fleet))
+        self.overload = OverloadMonitor(self.fleet.sequences, rules.thresholds)
+        self.affinity = _affinity(rules)
+        self.queue = PlacementQueue(rules.classes, rules.overlap_refresh_after_s)
+        self.placing = Placing(self.table, self.fleet, self.overload, self.affinity, rng, weighs_cost=rules.is_kv)
+        self.placing.has_enough_workers = rules.min_initial_workers <= 0
+        self.admission = Admission(rules.classes, self.queue, self.placing, self.fleet)
+        self.inquiries = Inquiries(self.table, self.fleet, self.placing, self.admission, self.overload)
         self.malformed: dict[str, str] = {}  # discovery key -> what is wrong with its value
         self.num_left_out = 0  # discovery entries that the table had no room for
         self.num_turned_away = 0
+        self._on_decision = on_decision
+        self._now = 0.0  # of the last call that told the time
         self._outcomes: dict[str, int] = {}
-        self._rng = rng
-        self._has_enough_workers = rules.min_initial_workers <= 0
+        self._outgoing: dict[bytes, list[RouterMessage]] = {}
+        self._has_room = False  # something ended since the queue was looked at
+        self._notes: dict[tuple[bytes, int], Note] = {}  # of running requests that somebody must be told of at the end
 
     # ---- discovery
 
@@ -80,11 +153,33 @@ class Router:
                 self._apply(bucket, change)
             except CardError as error:
                 self._note_malformed(bucket, change.key, str(error))
-        self.table.settle()
-        self._has_enough_workers |= len(self.table.workers) >= self.rules.min_initial_workers
+        for instance_id in self.table.settle():
+            self._settle_ranks(instance_id)
+        self.placing.has_enough_workers |= len(self.table.workers) >= self.rules.min_initial_workers
+        self._has_room = True
 
     def take_delta(self) -> TableDelta | None:
         return self.table.take_delta()
+
+    def _settle_ranks(self, instance_id: int) -> None:
+        """Ranks are those of the routable workers; one whose ranks have changed starts anew."""
+        live = self.table.home_of(instance_id) if instance_id in self.table.workers else None
+        facts = live.registered[instance_id].card.runtime_config if live is not None else None
+        if instance_id in self.fleet.ranks and (facts is None or not self._has_ranks(instance_id, facts)):
+            self._worker_down(instance_id)
+        if facts is not None:
+            self.fleet.up(instance_id, facts)
+            for slot in self.fleet.ranks.slots_of(instance_id).values():
+                self.overload.set_capacity(slot, facts.total_kv_blocks, facts.max_num_batched_tokens)
+
+    def _has_ranks(self, instance_id: int, facts: RuntimeConfig) -> bool:
+        return list(self.fleet.ranks.slots_of(instance_id)) == list(ranks_of(facts))
+
+    def _worker_down(self, instance_id: int) -> None:
+        for slot in self.fleet.down(instance_id):
+            self.overload.forget(slot)
+        if self.affinity is not None:
+            self.affinity.forget_instance(instance_id)
 
     def _apply(self, bucket: str, change: Change) -> None:
         key = change.key
@@ -96,10 +191,20 @@ class Router:
             self._leave_out(key)
             return
         if bucket == INSTANCES:
-            self.table.put_instance(key, _read_worker(key, change.value))
+            self.table.put_instance(key, read_worker(key, change.value))
         else:
-            self.table.put_card(key, _read_registered(key, change.value))
+            registered = read_registered(key, change.value)
+            self._check_block_size(registered)
+            self.table.put_card(key, registered)
         self.malformed.pop(f"{bucket}/{key}", None)
+
+    def _check_block_size(self, registered: Registered) -> None:
+        """A worker whose blocks are of another size would never match a prompt, and nobody would know why."""
+        wanted, found = self.rules.kv_cache_block_size, registered.card.kv_cache_block_size
+        if wanted is not None and found != wanted:
+            raise CardError(
+                f"its KV blocks hold {found} tokens, --kv-cache-block-size says {wanted}; give both the same"
+            )
 
     def _drop(self, bucket: str, key: str) -> None:
         self.malformed.pop(f"{bucket}/{key}", None)
@@ -128,59 +233,112 @@ class Router:
                 key,
             )
 
+    # ---- what workers say of themselves
+
+    def report_load(self, report: LoadReport) -> None:
+        """Reports of ranks that are not in the table are ignored."""
+        slot = self.fleet.ranks.slot_of(report.worker_id, report.dp_rank)
+        if slot is not None:
+            self.overload.report(slot, report)
+
     # ---- acceptors
 
-    def receive(self, peer: bytes, messages: Sequence[AcceptorMessage], now: float) -> list[RouterMessage]:
-        """Answers to what one peer said, in order."""
+    def receive(self, peer: bytes, messages: Sequence[AcceptorMessage], now: float) -> None:
+        """What one peer said, in order; `take_outgoing` then has the answers, which may be for others too."""
+        self._now = now
         acceptor = self.acceptors.by_peer.get(peer)
-        answers: list[RouterMessage] = []
         is_stranger = acceptor is None
         if acceptor is not None:
             acceptor.last_seen = now
         for message in messages:
             match message:
                 case Place():
-                    answers.append(self._place(acceptor, message, now))
+                    self._place(peer, message, now)
                 case Free():
-                    if acceptor is not None:
-                        self.acceptors.free(acceptor, message.request_id)
+                    self._free(peer, message.request_id)
+                case PrefillCompleted():
+                    self._has_room |= self.fleet.sequences.complete_prefill((peer, message.request_id))
+                case OutputGrown():
+                    self.fleet.sequences.grow_output((peer, message.request_id), message.num_blocks)
                 case Hello():
                     is_stranger = False  # even when turned away: it must not be asked to knock again at once
-                    acceptor = self.acceptors.greet(peer, message, now)
-                    answers.extend(self._welcome(acceptor, message))
+                    self._greet(peer, message, now)
                 case WorkerFailed():
                     self._inhibit(message, now)
                 case Heartbeat():
                     pass
+                case Explain():
+                    self._say(peer, self.inquiries.explain(message.place, now))
+                case GetThresholds():
+                    self._say(peer, self.inquiries.thresholds(message.request_id, message.model))
+                case SetThresholds():
+                    self._set_thresholds(peer, message)
                 case Goodbye():
                     self.forget(peer)
-                    return answers
+                    return
         if is_stranger:  # after the answers, so that the hello it provokes tells of them
-            answers.append(SAY_HELLO)
-        return answers
+            self._say(peer, SAY_HELLO)
+        self._serve_queue(now)
+
+    def take_outgoing(self) -> dict[bytes, list[RouterMessage]]:
+        """What is to be said to whom since the last call."""
+        outgoing, self._outgoing = self._outgoing, {}
+        return outgoing
 
     def forget(self, peer: bytes) -> None:
-        """The peer is gone: free what it held."""
+        """The peer is gone: free what it held, and what it waited for."""
+        self.queue.remove_peer(peer)
         if (acceptor := self.acceptors.by_peer.get(peer)) is not None:
             self.acceptors.leave(acceptor)
 
     def tick(self, now: float) -> None:
-        self.acceptors.expire(now - self.rules.acceptor_expiry_s)
+        self._now = now
+        for peer in self.acceptors.expire(now - self.rules.acceptor_expiry_s):
+            self.queue.remove_peer(peer)
         self.table.end_inhibitions(now)
+        if self.affinity is not None:
+            self.affinity.expire(now)
+        if self.fleet.predicted is not None:
+            self.fleet.predicted.expire(now)
+        for waiting in self.queue.expire(now):
+            self._refuse(waiting.key[0], refused(waiting.place, "queue_full", WAITED_TOO_LONG))
+        self.admission.refresh(now)
+        self._has_room = True  # a worker may have become healthy, or its reported load less
+        self._serve_queue(now)
 
     def take_outcomes(self) -> dict[str, int]:
         """How often a placement request ended as "placed" or with which refusal, since the last call."""
         outcomes, self._outcomes = self._outcomes, {}
         return outcomes
 
-    def _welcome(self, acceptor: Acceptor | None, hello: Hello) -> list[RouterMessage]:
+    def _say(self, peer: bytes, message: RouterMessage) -> None:
+        self._outgoing.setdefault(peer, []).append(message)
+
+    def _greet(self, peer: bytes, hello: Hello, now: float) -> None:
+        acceptor = self.acceptors.greet(peer, hello, now)
         if acceptor is None:
             self.num_turned_away += 1
             if self.num_turned_away == 1:
                 log.error("turned acceptor %s away: there are %d already", hello.acceptor, len(self.acceptors))
-            return []
+            return
+        for active in hello.active:
+            if active.request_id in acceptor.active:
+                self._resume(peer, active, now)
         workers, sets = self.table.published()
-        return [Welcome(self.rules.router_mode, self.table.version, workers, sets)]
+        self._say(peer, Welcome(self.rules.router_mode, self.table.version, workers, sets, self.settings))
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            needs_block_hashes=self.rules.is_kv,
+            tracks_prefill=self._tracks_load,
+            tracks_output_blocks=self.rules.is_kv and self.rules.tracks_output_blocks,
+        )
+
+    @property
+    def _tracks_load(self) -> bool:
+        """Whether anything looks at more than the number of requests."""
+        return self.rules.is_kv or self.overload.is_watching or any(each.is_queueing for each in self.rules.classes)
 
     def _inhibit(self, failure: WorkerFailed, now: float) -> None:
         duration_s = self.rules.inhibited_duration_s
@@ -189,106 +347,154 @@ class Router:
 
     # ---- placement
 
-    def _place(self, acceptor: Acceptor | None, place: Place, now: float) -> Placed | Refused:
-        answer = self._decide(place, now)
-        if isinstance(answer, Placed) and acceptor is not None:
-            if self.acceptors.has_room(acceptor):
-                self.acceptors.charge(acceptor, place.request_id, answer.instance_id)
-            else:
-                answer = _refused(place, "overloaded", "The gateway has too many requests in flight.")
-        outcome = "placed" if isinstance(answer, Placed) else answer.code
-        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-        return answer
-
-    def _decide(self, place: Place, now: float) -> Placed | Refused:
-        sets = self.table.serving(place.model)
-        if sets is None:
-            return _refused(place, "model_not_found", f"The model {place.model!r} is not registered with this gateway.")
-        if not self._has_enough_workers:
-            return _refused(place, "model_not_ready", "The gateway is waiting for its first workers.")
-        if place.mdcsum:
-            sets = [live for live in sets if live.leader.mdcsum == place.mdcsum]
-        if not sets:
-            return _refused(
-                place, "model_not_ready", f"The model {place.model!r} is not ready: workers it needs are missing."
-            )
-        if place.instance_id is not None:
-            return _pinned(place, sets, place.instance_id)
+    def _place(self, peer: bytes, place: Place, now: float) -> None:
         self.table.end_inhibitions(now)
-        live, candidates = self._pool(sets, place.excluded)
-        choice = live.selector.select(place, candidates, self.acceptors.num_active)
+        question = self.placing.question(place, now)
+        if isinstance(question, Refused):
+            self._refuse(peer, question)
+            return
+        if self.admission.must_wait(question):
+            self._enqueue(peer, question)
+        else:
+            self._start(peer, question, 0.0)
+
+    def _enqueue(self, peer: bytes, question: Question) -> None:
+        try:
+            self.admission.enqueue(peer, question)
+        except QueueFull as error:
+            self._refuse(peer, refused(question.place, "queue_full", str(error)))
+        else:
+            self._say(peer, Queued(question.place.request_id))
+
+    def _start(self, peer: bytes, question: Question, waited_s: float) -> None:
+        """Choose, remember, answer."""
+        place = question.place
+        choice = question.live.selector.select(question)
         if choice is None:
-            return _refused(
-                place, "invalid_value", f"In router mode {self.rules.router_mode} a request must name its worker."
+            mode = self.rules.router_mode
+            self._refuse(
+                peer, refused(place, "invalid_value", f"In router mode {mode} a request must name its worker.")
             )
-        return _placed(place, live, choice)
+            return
+        acceptor = self.acceptors.by_peer.get(peer)
+        if acceptor is not None:
+            if not self.acceptors.has_room(acceptor):
+                self._refuse(peer, refused(place, "overloaded", "The gateway has too many requests in flight."))
+                return
+            self.acceptors.charge(acceptor, place.request_id, choice.instance_id)
+            self._count_load(peer, question, choice)
+            self._take_note(peer, question, choice)
+        if self._on_decision is not None:
+            self._on_decision(question, choice, waited_s)
+        self._count("placed")
+        receipt = receipt_of(question, choice, waited_s) if question.wants_receipt else None
+        self._say(peer, placed(question, choice, receipt))
 
-    def _pool(self, sets: list[LiveSet], excluded: Sequence[int]) -> tuple[LiveSet, list[int]]:
-        """One set, drawn in proportion to its size, and whom to choose from. A worker that failed a moment ago is asked
-        before nobody is, and before one that has failed this very request."""
-        preferences: tuple[Callable[[LiveSet], list[int]], ...] = (
-            lambda live: _without(excluded, live.available),
-            lambda live: _without(excluded, live.members),
-            lambda live: live.members,
-        )
-        for candidates_of in preferences:
-            pools = [(live, candidates) for live in sets if (candidates := candidates_of(live))]
-            if pools:
-                break
-        if len(pools) == 1:
-            return pools[0]
-        return self._rng.choices(pools, [len(candidates) for _live, candidates in pools])[0]
+    def _refuse(self, peer: bytes, refusal: Refused) -> None:
+        self._count(refusal.code)
+        self._say(peer, refusal)
+
+    def _count(self, outcome: str) -> None:
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+
+    def _free(self, peer: bytes, request_id: int) -> None:
+        """A request that waits is taken back; one that runs makes room."""
+        if not self.queue.remove((peer, request_id)) and (acceptor := self.acceptors.by_peer.get(peer)) is not None:
+            self.acceptors.free(acceptor, request_id)
+
+    def _on_freed(self, peer: bytes, request_id: int) -> None:
+        key = (peer, request_id)
+        self._has_room |= self.fleet.sequences.free(key)
+        if (note := self._notes.pop(key, None)) is None:
+            return
+        if note.policy_class:
+            self.queue.finished(note.policy_class)
+            self._has_room = True
+        if note.session_id and self.affinity is not None:
+            self.affinity.release(note.session_id, self._now)
+
+    def _count_load(self, peer: bytes, question: Question, choice: Choice) -> None:
+        place = question.place
+        slot = self.fleet.slot_for(choice.instance_id, choice.dp_rank)
+        if slot is not None and self._tracks_load:
+            self.fleet.begin(
+                (peer, place.request_id),
+                slot,
+                place,
+                choice.cached_tokens,
+                question.live.block_size,
+                choice.weights or self.rules.weights,
+                question.now,
+            )
+
+    def _resume(self, peer: bytes, active: ActiveRequest, now: float) -> None:
+        """Count a request that runs already, as its acceptor tells."""
+        slot = self.fleet.slot_for(active.instance_id, active.dp_rank)
+        live = self.table.home_of(active.instance_id)
+        if slot is None or live is None or not self._tracks_load:
+            return
+        key = (peer, active.request_id)
+        place = Place(active.request_id, live.model, active.num_tokens, active.block_hashes)
+        self.fleet.begin(key, slot, place, 0, live.block_size, self.rules.weights, now)
+        if active.is_prefill_completed:
+            self.fleet.sequences.complete_prefill(key)
+        if active.num_output_blocks:
+            self.fleet.sequences.grow_output(key, active.num_output_blocks)
+
+    def _take_note(self, peer: bytes, question: Question, choice: Choice) -> None:
+        """Bind its session and count it in its class, until it is freed."""
+        place, policy_class = question.place, self.admission.class_of(question.place)
+        session_id = place.hints.session_id if self.affinity is not None and place.hints is not None else ""
+        if session_id:
+            session_id = self._bind_session(session_id, question, choice)
+        if policy_class.max_running_requests is not None:
+            self.queue.started(policy_class.name)
+        elif not session_id:
+            return
+        limited = policy_class.name if policy_class.max_running_requests is not None else ""
+        self._notes[peer, place.request_id] = Note(session_id, limited)
+
+    def _bind_session(self, session_id: str, question: Question, choice: Choice) -> str:
+        """Returns the session to release later; none if it has ended with this request."""
+        assert self.affinity is not None
+        place = question.place
+        if place.hints is not None and place.hints.is_session_final:
+            self.affinity.end(session_id)
+            return ""
+        self.affinity.bind(session_id, choice.instance_id, choice.dp_rank, question.now, place.block_hashes)
+        return session_id
+
+    def _serve_queue(self, now: float) -> None:
+        if not self._has_room:
+            return
+        self._has_room = False
+        for waiting, question in self.admission.startable(now):
+            peer, _request_id = waiting.key
+            if isinstance(question, Refused):
+                self._refuse(peer, question)
+            else:
+                self._start(peer, question, now - waiting.arrived_at)
+
+    def _set_thresholds(self, peer: bytes, message: SetThresholds) -> None:
+        before = self.settings
+        self._say(peer, self.inquiries.set_thresholds(message))
+        if self.settings != before:
+            for each in self.acceptors.by_peer:
+                self._say(each, self.settings)
+        self._has_room = True
 
 
-def _without(excluded: Sequence[int], candidates: list[int]) -> list[int]:
-    return [i for i in candidates if i not in excluded] if excluded else candidates
+def _index(rules: Rules) -> PrefixIndex | None:
+    return PrefixIndex(rules.max_index_blocks) if rules.is_kv and rules.uses_kv_events else None
 
 
-def _refused(place: Place, code: str, message: str, retry_after_s: int = 1) -> Refused:
-    return Refused(place.request_id, code, message, retry_after_s)
+def _predicted(rules: Rules) -> PredictedIndex | None:
+    if not rules.is_kv or rules.predicted_ttl_s is None:
+        return None
+    return PredictedIndex(rules.predicted_ttl_s, policy=rules.predicted_policy)
 
 
-def _pinned(place: Place, sets: list[LiveSet], instance_id: int) -> Placed | Refused:
-    """A pin is an order: an inhibited worker is asked as well."""
-    for live in sets:
-        if instance_id in live.members:
-            return _placed(place, live, Choice(instance_id))
-    return _refused(
-        place, "invalid_value", f"The model {place.model!r} has no worker with the instance id {instance_id}."
-    )
-
-
-def _placed(place: Place, live: LiveSet, choice: Choice) -> Placed:
-    dp_rank = place.dp_rank if choice.dp_rank is None else choice.dp_rank
-    return Placed(place.request_id, choice.instance_id, live.key, dp_rank, choice.overlap_blocks)
-
-
-def _read_worker(key: str, value: bytes) -> Worker:
-    instance = read_instance(value)
-    _check_key(key, key_of(instance.namespace, instance.component, instance.endpoint, instance.instance_id))
-    return _worker_of(instance)
-
-
-def _worker_of(instance: Instance) -> Worker:
-    ((plane, address),) = instance.transport.items()
-    common = {"codec": instance.request_plane_codec or "json", "device_type": instance.device_type or ""}
-    match plane:
-        case "tcp":
-            host_port, _slash, path = address.partition("/")
-            return Worker(instance.instance_id, address=host_port, path=path, **common)
-        case "nats_tcp":
-            return Worker(instance.instance_id, nats_subject=address, **common)
-        case _:
-            raise CardError(f"request plane {plane!r} is unknown; expected tcp or nats_tcp")
-
-
-def _read_registered(key: str, value: bytes) -> Registered:
-    registered = read_registration(value)
-    said = registered.registration
-    _check_key(key, key_of(said.namespace, said.component, said.endpoint, said.instance_id, said.model_suffix))
-    return registered
-
-
-def _check_key(key: str, expected: str) -> None:
-    if key != expected:
-        raise CardError(f"the value describes {expected}")
+def _affinity(rules: Rules) -> SessionAffinity | None:
+    if rules.session_ttl_s is None:
+        return None
+    return SessionAffinity(rules.session_ttl_s, is_hard=rules.is_affinity_hard, max_sessions=rules.max_sessions)

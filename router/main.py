@@ -43,9 +43,6 @@ def load_config(argv: list[str]) -> RouterConfig:
 
 async def run(config: RouterConfig) -> None:
     """Until a signal, or until stdin ends where it carried the options."""
-    if config.has_mode_to_come:
-        mode = config.rules.router_mode
-        log.warning("--router-mode kv: KV-aware selection comes with the next release; placing by %s", mode)
     serving = asyncio.create_task(serve(config))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

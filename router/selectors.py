@@ -2,62 +2,104 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from dynamo.shared.messages import Place
+from msgspec import Struct
+
+from dynamo.router.weights import Weights
+from dynamo.shared.messages import Candidate, Place, Receipt
+
+if TYPE_CHECKING:
+    from dynamo.router.fleet import Fleet
+    from dynamo.router.ranks import Rank
+    from dynamo.router.table import LiveSet
+
+
+class Question(Struct, frozen=True):
+    """One placement to decide: on which of `candidates` (instance ids, never none) of `live`? `favoured` is where the
+    request's session was served before, if that may be weighed against load."""
+
+    place: Place
+    live: LiveSet
+    candidates: Sequence[int]
+    now: float
+    favoured: Rank | None = None
+
+    @property
+    def wants_receipt(self) -> bool:
+        return self.place.hints is not None and self.place.hints.wants_receipt
 
 
 class Choice(NamedTuple):
+    """`cached_tokens` of the prompt are expected on the worker, in whatever tier; `overlap_blocks` on its device."""
+
     instance_id: int
     dp_rank: int | None = None
     overlap_blocks: int = 0
+    cached_tokens: int = 0
+    receipt: Receipt | None = None
+    weights: Weights | None = None  # if others than the router's own counted
 
 
 class Selector(Protocol):
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> Choice | None:
-        """`candidates` is never empty; `num_active` has no entry for an idle one. None: this mode never chooses."""
+    def select(self, question: Question) -> Choice | None:
+        """None: this mode never chooses."""
+
+    def look(self, question: Question) -> list[Candidate]:
+        """What would be compared, without choosing."""
 
 
-class RoundRobin:
-    def __init__(self, rng: random.Random) -> None:
+class _ByRequests:
+    """Base of those that look at nothing but how many requests a worker has."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def look(self, question: Question) -> list[Candidate]:
+        return [self._fleet.as_candidate(instance_id) for instance_id in question.candidates]
+
+
+class RoundRobin(_ByRequests):
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
         self._turn = 0
 
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> Choice:
+    def select(self, question: Question) -> Choice:
+        """A request that could go to one worker only takes nobody's turn."""
+        candidates = question.candidates
+        if len(candidates) == 1:
+            return Choice(candidates[0])
         self._turn += 1
         return Choice(candidates[(self._turn - 1) % len(candidates)])
 
 
-class Random:
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> Choice:
-        return Choice(self._rng.choice(candidates))
+class Random(_ByRequests):
+    def select(self, question: Question) -> Choice:
+        return Choice(self._fleet.rng.choice(question.candidates))
 
 
-class PowerOfTwo:
+class PowerOfTwo(_ByRequests):
     """The less busy of two different candidates drawn at random."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> Choice:
+    def select(self, question: Question) -> Choice:
+        candidates, num_active = question.candidates, self._fleet.num_active
         if len(candidates) == 1:
             return Choice(candidates[0])
-        first, second = self._rng.sample(range(len(candidates)), 2)
+        first, second = self._fleet.rng.sample(range(len(candidates)), 2)
         one, other = candidates[first], candidates[second]
         return Choice(one if num_active.get(one, 0) <= num_active.get(other, 0) else other)
 
 
-class LeastLoaded:
+class LeastLoaded(_ByRequests):
     """Fewest active requests; equals take turns, or an idle fleet would have one busy worker."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
         self._turn = 0
 
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> Choice:
+    def select(self, question: Question) -> Choice:
+        candidates, num_active = question.candidates, self._fleet.num_active
         loads = [num_active.get(instance_id, 0) for instance_id in candidates]
         lowest = min(loads)
         self._turn = turn = (self._turn + 1) % len(candidates)
@@ -67,20 +109,25 @@ class LeastLoaded:
             return Choice(candidates[loads.index(lowest)])
 
 
-class Direct:
+class Direct(_ByRequests):
     """Whoever sends the request names the worker; the router only checks the name."""
 
-    def __init__(self, rng: random.Random) -> None:
-        pass
-
-    def select(self, place: Place, candidates: Sequence[int], num_active: Mapping[int, int]) -> None:
-        return None
+    def select(self, question: Question) -> Choice | None:
+        place = question.place
+        return None if place.instance_id is None else Choice(place.instance_id, place.dp_rank)
 
 
-SELECTORS: dict[str, Callable[[random.Random], Selector]] = {
+def _kv(fleet: Fleet) -> Selector:
+    from dynamo.router.kv_selector import KvSelector  # with numpy, which the other modes need not pay for
+
+    return KvSelector(fleet)
+
+
+SELECTORS: dict[str, Callable[[Fleet], Selector]] = {
     "round-robin": RoundRobin,
     "random": Random,
     "power-of-two": PowerOfTwo,
     "least-loaded": LeastLoaded,
     "direct": Direct,
+    "kv": _kv,
 }

@@ -68,8 +68,13 @@ class RouterServer:
 
     def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
         assert self._channel is not None
-        if answers := self._core.receive(peer, messages, self._loop.time()):
-            self._channel.send(peer, answers)
+        self._core.receive(peer, messages, self._loop.time())
+        self._send_outgoing()
+
+    def _send_outgoing(self) -> None:
+        assert self._channel is not None
+        for peer, messages in self._core.take_outgoing().items():
+            self._channel.send(peer, messages)
 
     def _publish(self) -> None:
         """One delta for all that changed in this tick of the loop."""
@@ -86,6 +91,7 @@ class RouterServer:
         assert self._channel is not None
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._core.tick(self._loop.time())
+        self._send_outgoing()
         for peer in self._core.acceptors.by_peer:
             self._channel.probe(peer)
         self._save_metrics()

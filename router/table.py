@@ -13,6 +13,7 @@ from typing import TypeVar
 from dynamo.router.selectors import Selector
 from dynamo.shared.card import Registered
 from dynamo.shared.discovery import key_of
+from dynamo.shared.event_plane import EndpointScope
 from dynamo.shared.messages import TableDelta, Worker, WorkerSet
 
 log = logging.getLogger("dynamo.router")
@@ -48,6 +49,16 @@ class LiveSet:
         self.leader = agreeing[0]
         self.members = [r.registration.instance_id for r in agreeing if is_served(r)]
         self.num_rejected = len(self.registered) - len(agreeing)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one block of the KV cache of these workers."""
+        return self.leader.card.kv_cache_block_size
+
+    @property
+    def scope(self) -> EndpointScope:
+        registration = self.leader.registration
+        return EndpointScope(registration.namespace, registration.component, registration.endpoint)
 
     def has_needs_met(self, worker_types: set[str]) -> bool:
         """`needs` is a list of alternatives, each a list of worker types that must all be there."""
@@ -154,24 +165,30 @@ class ModelTable:
         self._unsettled_sets.add(set_key)
         self._unsettled_ids.add(registered.registration.instance_id)
 
-    def settle(self) -> None:
-        """Work out workers, sets and names after a batch of changes."""
+    def settle(self) -> set[int]:
+        """Work out workers, sets and names after a batch of changes. Returns the instances it may have touched."""
         for instance_id in self._unsettled_ids:
             self._settle_worker(instance_id)
             self._unsettled_sets.update(key for key, live in self.sets.items() if instance_id in live.registered)
         for key in self._unsettled_sets & self.sets.keys():
             self.sets[key].elect(self._is_served)
-        self._unpublished_ids |= self._unsettled_ids
+        settled = self._unsettled_ids
+        self._unpublished_ids |= settled
         self._unpublished_sets |= self._unsettled_sets
         self._unsettled_ids, self._unsettled_sets = set(), set()
         self._by_name = self._index_names()
         self._refresh_availability()
+        return settled
 
     # ---- who may be asked
 
     def serving(self, name: str) -> list[LiveSet] | None:
         """Sets that a request for this model name or alias may be placed on; None when no card has that name."""
         return self._by_name.get(name)
+
+    def home_of(self, instance_id: int) -> LiveSet | None:
+        """A set that this worker is a member of."""
+        return next((live for live in self.sets.values() if instance_id in live.registered), None)
 
     def inhibit(self, instance_id: int, until: float) -> bool:
         """Do not offer an instance that failed. Whether that changes anything: no for one not in the table."""

@@ -7,10 +7,12 @@ Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------- discovery
 
@@ -66,6 +68,7 @@ class RuntimeConfig(Struct):
     enable_local_indexer: bool = True
     enable_eagle: bool = False
     tokenizer_backend: str | None = None
+    taints: list[str] = []
 
 
 class ModelDeploymentCard(Struct, kw_only=True):
@@ -221,6 +224,18 @@ class Routing(Struct, omit_defaults=True):
     strict_priority: int | None = None
     priority: int | None = None
     allowed_worker_ids: list[int] | None = None
+    routing_constraints: RoutingConstraints | None = None
+
+
+class AgentContext(Struct, omit_defaults=True):
+    """Which conversation of which agent a request belongs to. `agent_headers` are those it was sent with;
+    `input_trigger`: user_message, tool_result or other."""
+
+    session_id: str
+    parent_session_id: str | None = None
+    session_final: bool | None = None
+    agent_headers: dict[str, list[str]] = {}
+    input_trigger: str = ""
 
 
 class PreprocessedRequest(Struct):
@@ -236,8 +251,9 @@ class PreprocessedRequest(Struct):
     mdc_sum: str
     annotations: list[str]
     routing: Routing
-    router_config_override: dict[str, Any] | None = None
+    router_config_override: RouterConfigOverride | None = None
     extra_args: dict[str, Any] | UnsetType = UNSET
+    agent_context: AgentContext | UnsetType = UNSET
 
 
 class WorkerErrorPayload(Struct):
@@ -272,19 +288,19 @@ class EngineOutput(Struct, gc=False):
     extra_args: Any = None
 
 
-class Annotated(Struct, gc=False):
+class Annotated(Struct, Generic[T], gc=False):
     """Envelope of an item. `event` is None for data, `"error"` for failure, else the name of an annotation."""
 
-    data: EngineOutput | None = None
+    data: T | None = None
     event: str | None = None
     comment: list[str] | None = None
     error: WorkerErrorPayload | None = None
 
 
-class ResponseItem(Struct, gc=False):
+class ResponseItem(Struct, Generic[T], gc=False):
     """Data frame of the response socket."""
 
-    data: Annotated | None = None
+    data: Annotated[T] | None = None
     complete_final: bool = False
 
 

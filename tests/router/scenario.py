@@ -7,10 +7,21 @@
     entry instances KEY VALUE             discovery: a raw value
     hello a0 life=1 over=p1 active=7:w1   acceptor a0, in its first life, over connection p1
     place a0 7 m pin=w1 not=w2,w3 over=p1 request 7 wants model m; with card=w1, for w1's card; then `free a0 7`
+          prompt=a.b.c tokens=40 rank=1   its prompt, a name per block; tokens unless the blocks are full
+          session=s final=1 jump=5 strict=1 class=gold allow=w1,w2 osl=100 needs=gpu likes=fast:1 temperature=1
+          receipt=1                       print why
+    prefilled a0 7, grown a0 7 2          its first token has come; its output fills two more blocks
+    stored w1 a.b.c rank=0 tier=disk      a KV event: w1 holds the blocks of this prompt, the last of them
+    stored w1 a.b.c from=b                ... only from block b on are new
+    removed w1 a.b.c                      ... lets the last block of this prompt go; `cleared w1`
+    report w1 decode=5 used=7 prefill=100 rank=0  the worker says how busy it is
+    explain a0 7 m ...                    as place, without placing: prints every candidate
+    thresholds a0 1 m decode=0.5 prefill=100 frac=0.5 replace=1, or none to read
     failed a0 w1, heartbeat a0, goodbye a0
     lost p1                               the connection is gone
     at 12.5                               time passes, the router ticks
     load                                  prints active requests per worker and what each acceptor holds
+    loads                                 prints prefill tokens, blocks and requests per rank
 
 Answers to the peer that spoke follow `<-`; a change of the table that all are told is printed after its command.
 """
@@ -18,32 +29,56 @@ Answers to the peer that spoke follow `<-`; a change of the table that all are t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from dynamo.router.core import Router, Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put, key_of
+from dynamo.shared.hashing import sequence_hashes
+from dynamo.shared.kv_events import CLEARED, Change, KvEvent, LoadReport, Removed, RouterEvent, Stored, StoredBlock
 from dynamo.shared.messages import (
     AcceptorMessage,
     ActiveRequest,
+    Explain,
+    Explained,
     Free,
+    GetThresholds,
     Goodbye,
     Heartbeat,
     Hello,
+    OutputGrown,
     Place,
     Placed,
+    PrefillCompleted,
+    Queued,
     Refused,
     RouterMessage,
+    RoutingHints,
+    SetThresholds,
+    Settings,
     TableDelta,
+    Thresholds,
+    ThresholdsAre,
     Welcome,
     WorkerFailed,
     WorkerSet,
 )
+from dynamo.shared.protocol import RouterConfigOverride, RoutingConstraints
 
 BUCKETS = {"instance": INSTANCES, "card": CARDS, "instances": INSTANCES, "cards": CARDS}
-RULES = {
+BLOCK_SIZE = 4
+TIERS = {"host": "host_pinned"}
+RULES: dict[str, tuple[str, Callable[[str], object]]] = {
     "mode": ("router_mode", str),
+    "events": ("uses_kv_events", lambda text: text == "on"),
+    "predicted": ("predicted_ttl_s", float),
+    "sessions": ("session_ttl_s", float),
+    "hard": ("is_affinity_hard", lambda text: text == "yes"),
+    "output_blocks": ("tracks_output_blocks", lambda text: text == "on"),
+    "block_size": ("kv_cache_block_size", int),
     "namespace": ("namespace", str),
     "prefix": ("namespace_prefix", str),
     "min_workers": ("min_initial_workers", int),
@@ -87,8 +122,17 @@ def card_value(instance_id: int, endpoint: str, options: dict[str, str]) -> byte
         "worker_type": options.get("type", "aggregated"),
         "needs": [each.split("+") for each in options["needs"].split("|")] if "needs" in options else [],
         "aliases": options["aliases"].split(",") if "aliases" in options else [],
-        "runtime_config": {"context_length": int(options.get("context", 4096))},
+        "runtime_config": {
+            "context_length": int(options.get("context", 4096)),
+            "data_parallel_size": int(options.get("ranks", 1)),
+            "total_kv_blocks": int(options.get("blocks", 1000)),
+            "max_num_batched_tokens": int(options.get("batch", 1000)),
+            "taints": options["taints"].split(",") if "taints" in options else [],
+        },
+        "kv_cache_block_size": int(options.get("block_size", BLOCK_SIZE)),
     }
+    if "weights" in options:
+        card["router_config"] = {"kv_router_config": _numbers(options["weights"])}
     registration = {
         "type": "Model",
         "namespace": namespace,
@@ -98,6 +142,31 @@ def card_value(instance_id: int, endpoint: str, options: dict[str, str]) -> byte
         "card_json": card,
     }
     return msgspec.json.encode(registration | ({"model_suffix": options["lora"]} if "lora" in options else {}))
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """`name:1.5,other:2` as a dict."""
+    return {name: float(value) for name, value in (pair.split(":") for pair in text.split(","))}
+
+
+def local_hash(name: str) -> int:
+    return xxh3_64_intdigest(name.encode())
+
+
+def engine_hash(prompt: str) -> int:
+    """Of the last block of `a.b.c`: the engine's own name for it and all before."""
+    return xxh3_64_intdigest(b"engine " + prompt.encode())
+
+
+def packed_hashes(prompt: str) -> bytes:
+    """Sequence hashes of the blocks of `a.b.c`."""
+    hashes = sequence_hashes(local_hash(name) for name in prompt.split(".")) if prompt else []
+    return b"".join(each.to_bytes(8, "little") for each in hashes)
+
+
+def prefixes(prompt: str) -> list[str]:
+    names = prompt.split(".")
+    return [".".join(names[: i + 1]) for i in range(len(names))]
 
 
 class Scenario:
@@ -149,12 +218,25 @@ class Scenario:
         self._say(words[0], Hello(words[0], int(options.get("life", 1)), active))
 
     def do_place(self, words: list[str], options: dict[str, str]) -> None:
-        acceptor, request_id, model = words
-        excluded = [id_of(name) for name in options.get("not", "").split(",") if name]
-        pin = id_of(options["pin"]) if "pin" in options else None
-        mdcsum = self._mdcsum_of(id_of(options["card"])) if "card" in options else ""
-        place = Place(int(request_id), model, 100, excluded=excluded, instance_id=pin, mdcsum=mdcsum)
-        self._say(acceptor, place, options.get("over"))
+        self._say(words[0], self._place(words, options), options.get("over"))
+
+    def do_explain(self, words: list[str], options: dict[str, str]) -> None:
+        self._say(words[0], Explain(self._place(words, options)))
+
+    def _place(self, words: list[str], options: dict[str, str]) -> Place:
+        _acceptor, request_id, model = words
+        hashes = packed_hashes(options.get("prompt", ""))
+        return Place(
+            int(request_id),
+            model,
+            int(options.get("tokens", len(hashes) // 8 * BLOCK_SIZE or 100)),
+            hashes,
+            excluded=[id_of(name) for name in options.get("not", "").split(",") if name],
+            instance_id=id_of(options["pin"]) if "pin" in options else None,
+            dp_rank=int(options["rank"]) if "rank" in options else None,
+            mdcsum=self._mdcsum_of(id_of(options["card"])) if "card" in options else "",
+            hints=_hints(options),
+        )
 
     def _mdcsum_of(self, instance_id: int) -> str:
         registered = [live.registered for live in self.router.table.sets.values() if instance_id in live.registered]
@@ -165,6 +247,66 @@ class Scenario:
 
     def do_failed(self, words: list[str], _options: dict[str, str]) -> None:
         self._say(words[0], WorkerFailed(id_of(words[1]), "no answer"))
+
+    def do_prefilled(self, words: list[str], _options: dict[str, str]) -> None:
+        self._say(words[0], PrefillCompleted(int(words[1])))
+
+    def do_grown(self, words: list[str], _options: dict[str, str]) -> None:
+        self._say(words[0], OutputGrown(int(words[1]), int(words[2])))
+
+    def do_stored(self, words: list[str], options: dict[str, str]) -> None:
+        worker, prompt = words
+        known = prefixes(prompt)
+        start = next((i for i, each in enumerate(known) if each.endswith(options.get("from", known[0]))), 0)
+        blocks = [StoredBlock(engine_hash(each), local_hash(each.split(".")[-1])) for each in known[start:]]
+        parent = engine_hash(known[start - 1]) if start else None
+        self._event(worker, Change(stored=Stored(blocks, parent)), options)
+
+    def do_removed(self, words: list[str], options: dict[str, str]) -> None:
+        self._event(words[0], Change(removed=Removed([engine_hash(words[1])])), options)
+
+    def do_cleared(self, words: list[str], options: dict[str, str]) -> None:
+        self._event(words[0], CLEARED, options)
+
+    def _event(self, worker: str, data: Change | Literal["cleared"], options: dict[str, str]) -> None:
+        tier, dp_rank = options.get("tier", "device"), int(options.get("rank", 0))
+        slot = self.router.fleet.ranks.slot_of(id_of(worker), dp_rank)
+        assert slot is not None
+        assert self.router.fleet.index is not None
+        event = RouterEvent(id_of(worker), KvEvent(1, data, dp_rank), TIERS.get(tier, tier))
+        if not self.router.fleet.index.apply(slot, event):
+            self.output.append(f"{worker}: not applied")
+
+    def do_report(self, words: list[str], options: dict[str, str]) -> None:
+        report = LoadReport(
+            id_of(words[0]),
+            int(options.get("rank", 0)),
+            active_decode_blocks=int(options["decode"]) if "decode" in options else None,
+            active_prefill_tokens=int(options["prefill"]) if "prefill" in options else None,
+            kv_used_blocks=int(options["used"]) if "used" in options else None,
+        )
+        self.router.report_load(report)
+
+    def do_thresholds(self, words: list[str], options: dict[str, str]) -> None:
+        acceptor, request_id, model = words
+        if not options:
+            self._say(acceptor, GetThresholds(int(request_id), model))
+            return
+        wanted = Thresholds(
+            model,
+            float(options["decode"]) if "decode" in options else None,
+            int(options["prefill"]) if "prefill" in options else None,
+            float(options["frac"]) if "frac" in options else None,
+        )
+        self._say(acceptor, SetThresholds(int(request_id), wanted, "replace" in options))
+
+    def do_loads(self, _words: list[str], _options: dict[str, str]) -> None:
+        sequences = self.router.fleet.sequences
+        for slot, rank in self.router.fleet.ranks:
+            self.output.append(
+                f"w{rank.instance_id} rank {rank.dp_rank}: {sequences.prefill_tokens[slot]} tokens to prefill, "
+                f"{sequences.blocks[slot]:g} blocks, {sequences.num_requests[slot]} requests"
+            )
 
     def do_heartbeat(self, words: list[str], _options: dict[str, str]) -> None:
         self._say(words[0], Heartbeat())
@@ -178,6 +320,7 @@ class Scenario:
     def do_at(self, words: list[str], _options: dict[str, str]) -> None:
         self.now = float(words[0])
         self.router.tick(self.now)
+        self._print_outgoing()
 
     def do_load(self, _words: list[str], _options: dict[str, str]) -> None:
         counts = sorted(self.router.acceptors.num_active.items())
@@ -187,8 +330,15 @@ class Scenario:
 
     def _say(self, acceptor: str, message: AcceptorMessage, over: str | None = None) -> None:
         peer = over.encode() if over else self.peers.get(acceptor, f"p-{acceptor}".encode())
-        answers = self.router.receive(peer, [message], self.now)
-        self.output += [f"{acceptor} <- {describe(answer)}" for answer in answers]
+        self.router.receive(peer, [message], self.now)
+        self._print_outgoing(acceptor, peer)
+
+    def _print_outgoing(self, speaker: str = "", speaking_peer: bytes = b"") -> None:
+        """Answers to who spoke come first."""
+        names = {peer: name for name, peer in self.peers.items()} | {speaking_peer: speaker}
+        outgoing = self.router.take_outgoing()
+        for peer in sorted(outgoing, key=lambda peer: peer != speaking_peer):
+            self.output += [f"{names[peer]} <- {describe(answer)}" for answer in outgoing[peer]]
 
 
 def id_of(name: str) -> int:
@@ -204,10 +354,48 @@ def names_of(ids: list[int]) -> str:
     return " ".join(f"w{instance_id}" for instance_id in ids) or "nobody"
 
 
+def _hints(options: dict[str, str]) -> RoutingHints | None:
+    hints = RoutingHints(
+        priority_jump=float(options.get("jump", 0)),
+        strict_priority=int(options.get("strict", 0)),
+        policy_class=options.get("class", ""),
+        expected_output_tokens=int(options["osl"]) if "osl" in options else None,
+        session_id=options.get("session", ""),
+        is_session_final="final" in options,
+        allowed_worker_ids=[id_of(name) for name in options["allow"].split(",")] if "allow" in options else None,
+        constraints=_constraints(options),
+        router_config=msgspec.convert(_numbers(options["override"]), RouterConfigOverride)
+        if "override" in options
+        else None,
+        wants_receipt="receipt" in options,
+    )
+    return hints if hints != RoutingHints() else None
+
+
+def _constraints(options: dict[str, str]) -> RoutingConstraints | None:
+    if "taints" not in options and "likes" not in options:
+        return None
+    required = options["taints"].split(",") if "taints" in options else []
+    return RoutingConstraints(required, _numbers(options["likes"]) if "likes" in options else {})
+
+
 def describe(answer: RouterMessage) -> str:
     match answer:
         case Placed():
-            return f"placed {answer.request_id} on w{answer.instance_id} of {answer.worker_set}"
+            return f"placed {answer.request_id} on {_where(answer)} of {answer.worker_set}{_overlap(answer)}"
+        case Queued():
+            return f"queued {answer.request_id}"
+        case ThresholdsAre():
+            return "; ".join(
+                f"{each.model}: decode {each.active_decode_blocks_threshold}, "
+                f"prefill {each.active_prefill_tokens_threshold}, frac {each.active_prefill_tokens_threshold_frac}"
+                for each in answer.thresholds
+            )
+        case Settings():
+            wanted = [name for name in answer.__struct_fields__ if getattr(answer, name)]
+            return f"settings: {', '.join(wanted) or 'nothing'}"
+        case Explained():
+            return describe_explained(answer)
         case Refused():
             return f"refused {answer.request_id}: {answer.code}, retry after {answer.retry_after_s} s: {answer.message}"
         case Welcome():
@@ -216,6 +404,37 @@ def describe(answer: RouterMessage) -> str:
         case TableDelta(version=0):
             return "say hello"
     raise AssertionError(answer)
+
+
+def _where(placed: Placed) -> str:
+    rank = f" rank {placed.dp_rank}" if placed.dp_rank else ""
+    return f"w{placed.instance_id}{rank}"
+
+
+def _overlap(placed: Placed) -> str:
+    text = f", {placed.overlap_blocks} blocks cached" if placed.overlap_blocks else ""
+    if (receipt := placed.receipt) is None:
+        return text
+    text += f" ({receipt.reason}, {receipt.num_candidates} candidates"
+    if receipt.cost is not None:
+        text += f", cost {receipt.cost:g}"
+    if receipt.runner_up_cost is not None:
+        text += f", next w{receipt.runner_up} at {receipt.runner_up_cost:g}"
+    return f"{text}, waited {receipt.queue_wait_ms:g} ms)"
+
+
+def describe_explained(explained: Explained) -> str:
+    choice = "nobody" if explained.choice is None else _where(explained.choice)
+    lines = [f"{explained.outcome}: {choice} for {explained.request_blocks} blocks"]
+    for row in explained.candidates:
+        tiers = f"{row.device_blocks}+{row.host_blocks}+{row.disk_blocks}+{row.external_blocks}"
+        cost = "no cost" if row.cost is None else f"cost {row.cost:g}"
+        lines.append(
+            f"  w{row.instance_id} rank {row.dp_rank}: {row.verdict}, {cost}, cached {tiers}, "
+            f"{row.prefill_tokens} tokens to prefill, {row.decode_blocks:g}+{row.new_blocks} blocks, "
+            f"{row.num_requests} requests"
+        )
+    return "\n".join(lines)
 
 
 def describe_delta(delta: TableDelta) -> list[str]:

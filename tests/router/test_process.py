@@ -264,9 +264,13 @@ def test_it_ends_on_a_signal_while_discovery_is_out_of_reach(router: RouterProce
     assert process.returncode == 0
 
 
-def test_kv_mode_runs_and_says_what_it_does(router: RouterProcess) -> None:
+async def test_kv_mode_asks_for_block_hashes(router: RouterProcess, workers: FileDiscovery) -> None:
+    await register(workers, 1)
     router.start(options={"router_mode": "kv"})
-    assert router.log.count("KV-aware selection comes with the next release; placing by least-loaded") == 1
+    acceptor = Acceptor(router.address, "a0")
+    welcome = await acceptor.welcome()
+    assert (welcome.router_mode, welcome.settings.needs_block_hashes) == ("kv", True)
+    acceptor.channel.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""The fleet as selectors see it: which ranks there are, what each holds of which prompt, and how much it has to do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from dynamo.router.active import ActiveSequences
+from dynamo.router.index import Matches, PrefixIndex
+from dynamo.router.predicted import PredictedIndex
+from dynamo.router.prefix_tree import deepest
+from dynamo.router.ranks import Ranks
+from dynamo.router.weights import Weights
+from dynamo.shared.messages import Candidate, Place
+from dynamo.shared.protocol import RuntimeConfig
+
+if TYPE_CHECKING:
+    from dynamo.router.policies import PolicyRunner  # with numpy
+
+
+class Fleet:
+    """`num_active` counts requests per worker, whoever placed them. `index` follows KV events and `predicted` past
+    placements; a router may keep both, either or none. `policy` is the operator's own."""
+
+    def __init__(
+        self,
+        rng: random.Random,
+        num_active: dict[int, int],
+        weights: Weights,
+        index: PrefixIndex | None = None,
+        predicted: PredictedIndex | None = None,
+        policy: PolicyRunner | None = None,
+    ) -> None:
+        self.rng = rng
+        self.num_active = num_active
+        self.weights = weights
+        self.index = index
+        self.predicted = predicted
+        self.policy = policy
+        self.ranks = Ranks()
+        self.sequences = ActiveSequences()
+
+    # ---- workers
+
+    def up(self, instance_id: int, facts: RuntimeConfig) -> list[int]:
+        """The slots that this worker got."""
+        slots = self.ranks.up(instance_id, facts)
+        self.sequences.reserve(self.ranks.num_slots)
+        if self.predicted is not None:
+            for slot in slots:
+                self.predicted.set_capacity(slot, facts.total_kv_blocks)
+        return slots
+
+    def down(self, instance_id: int) -> list[int]:
+        """The slots that it had; nothing of them is remembered."""
+        slots = self.ranks.down(instance_id)
+        for slot in slots:
+            self.sequences.drop(slot)
+            if self.index is not None:
+                self.index.clear(slot)
+            if self.predicted is not None:
+                self.predicted.drop(slot)
+        return slots
+
+    def slot_for(self, instance_id: int, dp_rank: int | None) -> int | None:
+        """Where the load of a request on this worker is counted: its first rank unless one was chosen."""
+        if dp_rank is not None:
+            return self.ranks.slot_of(instance_id, dp_rank)
+        return next(iter(self.ranks.slots_of(instance_id).values()), None)
+
+    # ---- requests
+
+    def begin(
+        self, key: Hashable, slot: int, place: Place, cached_tokens: int, block_size: int, weights: Weights, now: float
+    ) -> None:
+        """Count a request that was placed on this rank."""
+        is_counted = weights.track_active_blocks
+        self.sequences.add(
+            key,
+            slot,
+            place.block_hashes if is_counted else b"",
+            place.num_tokens if is_counted else 0,
+            max(0, place.num_tokens - cached_tokens) if weights.track_prefill_tokens else 0,
+            block_size,
+            None if place.hints is None else place.hints.expected_output_tokens,
+            now,
+            shares_blocks=weights.assume_kv_reuse,
+        )
+        if self.predicted is not None:
+            self.predicted.insert(slot, place.block_hashes, now)
+
+    # ---- what is cached
+
+    def match(self, block_hashes: bytes, candidates: int, now: float) -> Matches:
+        """What ranks hold of a prompt: what their events say or what placements predict, whichever is more."""
+        predicted = [] if self.predicted is None else self.predicted.match(block_hashes, candidates, now)
+        if self.index is None:
+            return Matches(predicted, {}, {}, {})
+        found = self.index.match(block_hashes, candidates)
+        return found._replace(device=deepest(found.device, predicted)) if predicted else found
+
+    def cached_blocks(self, instance_id: int, dp_rank: int | None, block_hashes: bytes, now: float) -> int | None:
+        """Leading blocks of a prompt that a worker has in any tier; None where that is not followed."""
+        slot = self.slot_for(instance_id, dp_rank)
+        if slot is None or (self.index is None and self.predicted is None):
+            return None
+        found = self.match(block_hashes, 1 << slot, now)
+        device = found.device[-1][1] if found.device else 0
+        return device + sum(tier.get(slot, 0) for tier in (found.host, found.disk, found.external))
+
+    def most_cached(self, block_hashes: bytes, now: float) -> int:
+        """Leading blocks of a prompt that the best rank has on its device."""
+        device = self.match(block_hashes, (1 << self.ranks.num_slots) - 1, now).device
+        return device[-1][1] if device else 0
+
+    # ---- for people
+
+    def as_candidate(self, instance_id: int) -> Candidate:
+        """A worker by its load alone, all its ranks together."""
+        slots = self.ranks.slots_of(instance_id)
+        sequences = self.sequences
+        return Candidate(
+            instance_id,
+            next(iter(slots), 0),
+            prefill_tokens=sum(sequences.prefill_tokens[slot] for slot in slots.values()),
+            decode_blocks=sum(sequences.blocks[slot] for slot in slots.values()),
+            num_requests=self.num_active.get(instance_id, 0),
+        )

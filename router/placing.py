@@ -1,0 +1,197 @@
+"""Who may serve a request: from a model's name to the workers among which a selector chooses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from dynamo.router.affinity import Advice, Condition, SessionAffinity
+from dynamo.router.fleet import Fleet
+from dynamo.router.overload import OverloadMonitor
+from dynamo.router.ranks import Rank
+from dynamo.router.selectors import Question
+from dynamo.router.table import LiveSet, ModelTable
+from dynamo.shared.messages import Place, Refused, RoutingHints
+from dynamo.shared.protocol import RoutingConstraints
+
+NO_HINTS = RoutingHints()
+Pool = tuple[LiveSet, Sequence[int]]  # a set and those of it that may be asked, never none
+OVERLOADED = "Service temporarily overloaded"  # the words of Dynamo, which clients may know
+
+
+class Placing:
+    """Applies, in this order: name, card, pins and wishes of the request, failures, load, session."""
+
+    def __init__(
+        self,
+        table: ModelTable,
+        fleet: Fleet,
+        overload: OverloadMonitor,
+        affinity: SessionAffinity | None,
+        rng: random.Random,
+        *,
+        weighs_cost: bool,
+    ) -> None:
+        self._table = table
+        self._fleet = fleet
+        self._overload = overload
+        self._affinity = affinity
+        self._rng = rng
+        self._weighs_cost = weighs_cost
+        self.has_enough_workers = False
+
+    def question(self, place: Place, now: float) -> Question | Refused:
+        sets = self._sets(place)
+        if isinstance(sets, Refused):
+            return sets
+        if (refusal := self._check_wishes(place, sets)) is not None:
+            return refusal
+        pools = self._healthy(place, sets)
+        free = self._not_overloaded(pools) if self._overload.is_watching else pools
+        hints = place.hints
+        if self._affinity is not None and hints is not None and hints.session_id:
+            found = self._by_session(self._affinity, place, pools, free, now)
+            if found is not None:
+                return found
+        if not free:
+            return refused(place, "overloaded", OVERLOADED)
+        live, candidates = free[0] if len(free) == 1 else self._rng.choices(free, [len(ids) for _live, ids in free])[0]
+        return Question(place, live, candidates, now)
+
+    def verdicts(self, place: Place, live: LiveSet) -> dict[int, str]:
+        """For every member why it may not be asked, or that it may."""
+        excluded, hints = set(place.excluded), place.hints or NO_HINTS
+        found = {}
+        for instance_id in live.members:
+            if not self._is_wanted(instance_id, hints) or place.instance_id not in (None, instance_id):
+                found[instance_id] = "not wanted by the request"
+            elif instance_id in excluded:
+                found[instance_id] = "has failed this request"
+            elif instance_id not in live.available:
+                found[instance_id] = "has failed a moment ago"
+            elif self._is_overloaded(live, instance_id):
+                found[instance_id] = "overloaded"
+            else:
+                found[instance_id] = "eligible"
+        return found
+
+    # ---- by name
+
+    def _sets(self, place: Place) -> list[LiveSet] | Refused:
+        sets = self._table.serving(place.model)
+        if sets is None:
+            return refused(place, "model_not_found", f"The model {place.model!r} is not registered with this gateway.")
+        if not self.has_enough_workers:
+            return refused(place, "model_not_ready", "The gateway is waiting for its first workers.")
+        if place.mdcsum:
+            sets = [live for live in sets if live.leader.mdcsum == place.mdcsum]
+        if not sets:
+            return refused(
+                place, "model_not_ready", f"The model {place.model!r} is not ready: workers it needs are missing."
+            )
+        return sets
+
+    # ---- by what the request wants
+
+    def _check_wishes(self, place: Place, sets: list[LiveSet]) -> Refused | None:
+        """Wishes that nobody could meet are the client's mistake."""
+        members = {instance_id for live in sets for instance_id in live.members}
+        if place.instance_id is not None and place.instance_id not in members:
+            return refused(
+                place,
+                "invalid_value",
+                f"The model {place.model!r} has no worker with the instance id {place.instance_id}.",
+            )
+        wanted = members if place.instance_id is None else {place.instance_id}
+        slot_of, model = self._fleet.ranks.slot_of, place.model
+        if place.dp_rank is not None and not any(slot_of(i, place.dp_rank) is not None for i in wanted):
+            return refused(
+                place, "invalid_value", f"No worker of {model!r} has the data parallel rank {place.dp_rank}."
+            )
+        hints = place.hints
+        if hints is None or (hints.allowed_worker_ids is None and hints.constraints is None):
+            return None
+        if not any(self._is_wanted(instance_id, hints) for instance_id in wanted):
+            return refused(
+                place, "invalid_value", f"No worker of {model!r} is among the allowed ones and has the required taints."
+            )
+        return None
+
+    def _is_wanted(self, instance_id: int, hints: RoutingHints) -> bool:
+        if hints.allowed_worker_ids is not None and instance_id not in hints.allowed_worker_ids:
+            return False
+        return hints.constraints is None or self._has_taints(instance_id, hints.constraints)
+
+    def _has_taints(self, instance_id: int, constraints: RoutingConstraints) -> bool:
+        slots = self._fleet.ranks.slots_of(instance_id).values()
+        return any(set(constraints.required_taints) <= set(self._fleet.ranks.facts(slot).taints) for slot in slots)
+
+    # ---- by health and load
+
+    def _healthy(self, place: Place, sets: list[LiveSet]) -> list[Pool]:
+        """A worker that failed a moment ago is asked before nobody is, and before one that has failed this very
+        request. A pin is an order: then such a one is asked as well."""
+        preferences: tuple[Callable[[LiveSet], Sequence[int]], ...] = (
+            lambda live: _without(place.excluded, live.available),
+            lambda live: _without(place.excluded, live.members),
+            lambda live: live.members,
+        )
+        for candidates_of in preferences:
+            pools = [(live, wanted) for live in sets if (wanted := self._wanted(place, candidates_of(live)))]
+            if pools:
+                return pools
+        return []
+
+    def _wanted(self, place: Place, candidates: Sequence[int]) -> Sequence[int]:
+        if place.instance_id is not None:
+            return [place.instance_id] if place.instance_id in candidates else []
+        if place.dp_rank is not None:
+            candidates = [i for i in candidates if self._fleet.ranks.slot_of(i, place.dp_rank) is not None]
+        hints = place.hints
+        if hints is None or (hints.allowed_worker_ids is None and hints.constraints is None):
+            return candidates
+        return [instance_id for instance_id in candidates if self._is_wanted(instance_id, hints)]
+
+    def _not_overloaded(self, pools: list[Pool]) -> list[Pool]:
+        return [
+            (live, free)
+            for live, candidates in pools
+            if (free := [instance_id for instance_id in candidates if not self._is_overloaded(live, instance_id)])
+        ]
+
+    def _is_overloaded(self, live: LiveSet, instance_id: int) -> bool:
+        slots = self._fleet.ranks.slots_of(instance_id).values()
+        return self._overload.is_watching and self._overload.is_overloaded(live.model, slots)
+
+    # ---- by session
+
+    def _by_session(
+        self, affinity: SessionAffinity, place: Place, pools: list[Pool], free: list[Pool], now: float
+    ) -> Question | Refused | None:
+        """None: the session is bound to nobody, or no longer."""
+        assert place.hints is not None
+        session_id = place.hints.session_id
+        bound = affinity.bound(session_id, now)
+        if bound is None:
+            return None
+        home = next((pool for pool in free if bound.instance_id in pool[1]), None)
+        is_there = home is not None or any(bound.instance_id in candidates for _live, candidates in pools)
+        condition = Condition.FIT if home else Condition.OVERLOADED if is_there else Condition.UNUSABLE
+        cached = self._fleet.cached_blocks(bound.instance_id, bound.dp_rank, place.block_hashes, now)
+        match affinity.advise(session_id, condition, now, place.block_hashes, cached):
+            case Advice.WAIT:
+                return refused(place, "overloaded", "The worker that serves this session is overloaded.")
+            case Advice.STAY if home is not None:
+                live, candidates = home
+                rank = Rank(bound.instance_id, bound.dp_rank or 0)
+                is_bound = affinity.is_hard or not self._weighs_cost
+                return Question(place, live, [bound.instance_id] if is_bound else candidates, now, rank)
+        return None
+
+
+def _without(excluded: Sequence[int], candidates: list[int]) -> Sequence[int]:
+    return [i for i in candidates if i not in excluded] if excluded else candidates
+
+
+def refused(place: Place, code: str, message: str, retry_after_s: int = 1) -> Refused:
+    return Refused(place.request_id, code, message, retry_after_s)
