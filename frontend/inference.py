@@ -10,13 +10,15 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
+from dynamo.frontend.answer_extras import AnswerExtras, ask_for_receipts, extras_of, wants_dry_run, worker_ids
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
 from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
 from dynamo.frontend.openai import GenerateRequest
 from dynamo.frontend.openai_responses import Choice
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.postprocess import Delta
-from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.preprocess import Prepared, unpack_token_ids
+from dynamo.frontend.routing_headers import RoutingHeaderReader
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.frontend.sse import KeepAlive, SseStream
 from dynamo.shared.errors import (
@@ -51,9 +53,15 @@ class Inference:
     """Runs any mouth. `is_draining` refuses what is new; what runs may finish."""
 
     def __init__(
-        self, pipeline: Pipeline, metrics: FrontendMetrics, keep_alive: KeepAlive, max_concurrent_requests: int
+        self,
+        pipeline: Pipeline,
+        routing_headers: RoutingHeaderReader,
+        metrics: FrontendMetrics,
+        keep_alive: KeepAlive,
+        max_concurrent_requests: int,
     ) -> None:
         self._pipeline = pipeline
+        self._routing_headers = routing_headers
         self._metrics = metrics
         self._keep_alive = keep_alive
         self._max_concurrent_requests = max_concurrent_requests
@@ -110,16 +118,44 @@ class Inference:
         record: RequestRecord,
     ) -> None:
         record.is_stream = bool(request.stream)
-        batch = await mouth.prepare(self._pipeline, request, record)
+        batch = await mouth.prepare(self._pipeline, request, record, self._routing_headers.read(exchange))
         self._metrics.begin(record)
         created = int(time.time())
+        if wants_dry_run(request):
+            await self._answer_dry(exchange, headers, mouth, batch[0], record, created)
+            return
+        extras = extras_of(request, exchange, batch[0].model.card.kv_cache_block_size)
+        if extras is not None:
+            ask_for_receipts(batch)
         if record.is_stream:
-            events = EventRenderer(mouth, request, record, created)
+            events = EventRenderer(mouth, request, record, created, extras)
             await self._stream(SseStream(exchange, headers, self._keep_alive), events, batch, record)
-        else:
-            collector = Collector(len(batch))
-            await self._pipeline.run(batch, record, collector)
-            exchange.respond(200, JSON + headers, mouth.body(record, created, collector.choices()))
+            return
+        collector = Collector(len(batch))
+        await self._pipeline.run(batch, record, collector)
+        nvext = None
+        if extras is not None:
+            nvext, headers = extras.of_end(record), headers + extras.headers(record)
+        exchange.respond(200, JSON + headers, mouth.body(record, created, collector.choices(), nvext))
+
+    async def _answer_dry(
+        self,
+        exchange: Exchange,
+        headers: HeaderBlock,
+        mouth: Mouth[Any],
+        prepared: Prepared,
+        record: RequestRecord,
+        created: int,
+    ) -> None:
+        """Where the (first) prompt would go, and its tokens; nothing is generated, and nothing is placed."""
+        placed = await self._pipeline.choose(prepared)
+        nvext = {"worker_id": worker_ids(placed), "token_ids": unpack_token_ids(prepared.token_ids)}
+        if not record.is_stream:
+            exchange.respond(200, JSON + headers, mouth.empty_body(record, created, nvext))
+            return
+        sse = SseStream(exchange, headers, self._keep_alive)
+        sse.finish(mouth.stream(record, created, 0).chunk(None, is_first=True, nvext=nvext))
+        sse.close()
 
     async def _stream(
         self, sse: SseStream, events: EventRenderer, batch: list[Prepared], record: RequestRecord
@@ -181,12 +217,21 @@ class EventSink:
 class EventRenderer:
     """Deltas to chunks for one answer: the first of a choice names the role, the last its finish reason."""
 
-    def __init__(self, mouth: Mouth[Any], request: GenerateRequest, record: RequestRecord, created: int) -> None:
+    def __init__(
+        self,
+        mouth: Mouth[Any],
+        request: GenerateRequest,
+        record: RequestRecord,
+        created: int,
+        extras: AnswerExtras | None = None,
+    ) -> None:
         self._mouth = mouth
         self._record = record
         self._created = created
         self._wants_usage = request.include_usage
         self._wants_running_usage = request.continuous_usage_stats
+        self._extras = extras
+        self._is_plain = extras is None and not self._wants_running_usage
         self._choices: dict[int, ChoiceStream] = {}
 
     def of(self, delta: Delta) -> bytes:
@@ -194,7 +239,7 @@ class EventRenderer:
         is_first = choice is None
         if choice is None:
             choice = self._choices[delta.index] = self._mouth.stream(self._record, self._created, delta.index)
-        if delta.logprobs is not None or self._wants_running_usage:
+        if delta.logprobs is not None or not self._is_plain:
             return self._in_full(choice, delta, is_first)
         events = b""
         if is_first:
@@ -204,19 +249,25 @@ class EventRenderer:
         return events + choice.finish(delta.finish_reason) if delta.finish_reason else events
 
     def last(self) -> bytes:
-        """The usage chunk, if it was asked for."""
+        """The usage chunk and what came of the router's expectation, if they were asked for."""
+        route = b"" if self._extras is None else self._extras.comment(self._record)
         if not self._wants_usage:
-            return b""
+            return route
         choice = next(iter(self._choices.values()), None) or self._mouth.stream(self._record, self._created, 0)
-        return choice.usage(usage_of(self._record))
+        return choice.usage(usage_of(self._record)) + route
 
     def _in_full(self, choice: ChoiceStream, delta: Delta, is_first: bool) -> bytes:
-        usage = usage_of(self._record) if self._wants_running_usage else None
+        record, extras = self._record, self._extras
+        usage = usage_of(record) if self._wants_running_usage else None
         events = b""
         if delta.text or delta.logprobs or is_first:
-            events = choice.chunk(delta.text, is_first=is_first, logprobs=delta.logprobs, usage=usage)
+            nvext = None if extras is None else extras.of_chunk(record)
+            events = choice.chunk(delta.text, is_first=is_first, logprobs=delta.logprobs, usage=usage, nvext=nvext)
+        if is_first and extras is not None and len(self._choices) == 1:
+            events += extras.comment(record)
         if delta.finish_reason:
-            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage)
+            nvext = None if extras is None else extras.of_end(record)
+            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage, nvext=nvext)
         return events
 
 

@@ -20,6 +20,7 @@ from dynamo.frontend.openai_responses import (
     ChatStream,
     Choice,
     CompletionStream,
+    JsonObject,
     TokenLogprob,
     Usage,
     chat_response,
@@ -27,6 +28,7 @@ from dynamo.frontend.openai_responses import (
 )
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.routing_headers import RoutingHeaders
 
 R = TypeVar("R", bound=GenerateRequest)
 
@@ -44,12 +46,13 @@ class ChoiceStream(Protocol):
 
     def chunk(
         self,
-        text: str = "",
+        text: str | None = "",
         *,
         is_first: bool = False,
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
+        nvext: JsonObject | None = None,
     ) -> bytes: ...
 
 
@@ -61,13 +64,20 @@ class Mouth(Protocol, Generic[R]):
     def decode(self, body: bytes) -> R:
         """Raises InvalidRequest naming the field."""
 
-    async def prepare(self, pipeline: Pipeline, request: R, record: RequestRecord) -> list[Prepared]:
+    async def prepare(
+        self, pipeline: Pipeline, request: R, record: RequestRecord, headers: RoutingHeaders
+    ) -> list[Prepared]:
         """One per choice."""
 
     def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream: ...
 
-    def body(self, record: RequestRecord, created: int, choices: Sequence[Choice]) -> bytes:
+    def body(
+        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+    ) -> bytes:
         """The unary answer."""
+
+    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
+        """The unary answer when nothing was to be generated."""
 
 
 class ChatMouth:
@@ -77,15 +87,21 @@ class ChatMouth:
         return decode_chat(body)
 
     async def prepare(
-        self, pipeline: Pipeline, request: ChatCompletionRequest, record: RequestRecord
+        self, pipeline: Pipeline, request: ChatCompletionRequest, record: RequestRecord, headers: RoutingHeaders
     ) -> list[Prepared]:
-        return await pipeline.prepare_chat(request, record)
+        return await pipeline.prepare_chat(request, record, headers)
 
     def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream:
         return ChatStream(f"chatcmpl-{record.request_id}", record.model, created, index)
 
-    def body(self, record: RequestRecord, created: int, choices: Sequence[Choice]) -> bytes:
-        return chat_response(f"chatcmpl-{record.request_id}", record.model, created, choices, usage_of(record))
+    def body(
+        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+    ) -> bytes:
+        return chat_response(f"chatcmpl-{record.request_id}", record.model, created, choices, usage_of(record), nvext)
+
+    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
+        choices = [Choice(None, None)]
+        return chat_response(f"chatcmpl-{record.request_id}", record.model, created, choices, None, nvext)
 
 
 class CompletionMouth:
@@ -94,14 +110,22 @@ class CompletionMouth:
     def decode(self, body: bytes) -> CompletionRequest:
         return decode_completion(body)
 
-    async def prepare(self, pipeline: Pipeline, request: CompletionRequest, record: RequestRecord) -> list[Prepared]:
-        return await pipeline.prepare_completion(request, record)
+    async def prepare(
+        self, pipeline: Pipeline, request: CompletionRequest, record: RequestRecord, headers: RoutingHeaders
+    ) -> list[Prepared]:
+        return await pipeline.prepare_completion(request, record, headers)
 
     def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream:
         return CompletionStream(f"cmpl-{record.request_id}", record.model, created, index)
 
-    def body(self, record: RequestRecord, created: int, choices: Sequence[Choice]) -> bytes:
-        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, usage_of(record))
+    def body(
+        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+    ) -> bytes:
+        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, usage_of(record), nvext)
+
+    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
+        choices = [Choice(None, None)]
+        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, None, nvext)
 
 
 def usage_of(record: RequestRecord) -> Usage:
