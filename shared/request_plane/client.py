@@ -13,7 +13,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -21,13 +21,21 @@ from dynamo.shared.errors import BackendError, CannotConnect, Disconnected, Payl
 from dynamo.shared.framing import AckDecoder, FrameTooLarge, encode_request
 from dynamo.shared.messages import Worker
 from dynamo.shared.protocol import PreprocessedRequest
-from dynamo.shared.request_plane.stream import EngineStream, ResponseServer
+from dynamo.shared.request_plane.stream import (
+    ENGINE_OUTPUTS,
+    AnswerStream,
+    EngineStream,
+    ItemDecoders,
+    ResponseServer,
+)
 
 log = logging.getLogger("dynamo.engine")
 
 BUSY_ACKS = 32  # unanswered requests on every pooled connection before another one is opened
 MAX_WRITE_BUFFER = 64 * 1024 * 1024  # bytes a worker may leave unread on one connection
 IDLE_TIMEOUT_S = 300.0
+
+T = TypeVar("T")
 
 _encoders = {"msgpack": msgspec.msgpack.Encoder().encode, "json": msgspec.json.Encoder().encode}
 
@@ -71,8 +79,8 @@ class WorkerConnection(asyncio.Protocol):
         self._pool = pool
         self._acks = AckDecoder(pool.limits.max_message_size)
         self._transport: asyncio.Transport | None = None
-        self.unacked: deque[tuple[float, EngineStream]] = deque()
-        self.uncalled: set[EngineStream] = set()  # acked, not called home yet
+        self.unacked: deque[tuple[float, AnswerStream[Any]]] = deque()
+        self.uncalled: set[AnswerStream[Any]] = set()  # acked, not called home yet
         self.used_at = pool.loop.time()
 
     @property
@@ -85,7 +93,7 @@ class WorkerConnection(asyncio.Protocol):
             and transport.get_write_buffer_size() < MAX_WRITE_BUFFER
         )
 
-    def send(self, frame: bytes, stream: EngineStream) -> None:
+    def send(self, frame: bytes, stream: AnswerStream[Any]) -> None:
         assert self._transport is not None
         self.used_at = self._pool.loop.time()
         self.unacked.append((self.used_at, stream))
@@ -230,16 +238,33 @@ class EngineClient:
         self._sweeper = self._loop.call_later(1.0, self._sweep)
 
     async def generate(
-        self, worker: Worker, request_id: str, request: PreprocessedRequest, trace_headers: dict[str, str] | None = None
+        self,
+        worker: Worker,
+        request_id: str,
+        request: PreprocessedRequest,
+        trace_headers: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> EngineStream:
-        """Send the request. The stream fails later if the worker does; here are raised CannotConnect,
+        """Ask a worker to generate; raises what `call` does."""
+        return await self.call(worker, request_id, request, ENGINE_OUTPUTS, trace_headers, metadata)
+
+    async def call(
+        self,
+        worker: Worker,
+        request_id: str,
+        request: Any,
+        items: ItemDecoders[T],
+        trace_headers: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> AnswerStream[T]:
+        """Send the request; the worker finds `metadata` in its context. The stream fails later if the worker does; here are raised CannotConnect,
         WorkerAtCapacity and, for a request over the frame limit, PayloadTooLarge."""
         subject = fresh_uuid()
         body = _encoders[worker.codec](request)
         frame = encode_request(
             worker.path.encode(),
             _headers(request_id, worker.path, trace_headers),
-            self._control_message(request_id, subject, worker.codec),
+            self._control_message(request_id, subject, worker.codec, metadata),
             body,
         )
         if len(frame) > self._limits.max_message_size:
@@ -251,7 +276,7 @@ class EngineClient:
         if pool is None:
             pool = self._pools[worker.address] = WorkerPool(worker.address, self._limits)
         connection = await pool.connection()
-        stream = self._server.expect(subject, worker.instance_id, worker.codec, self._limits.stream_timeout_s)
+        stream = self._server.expect(subject, worker.instance_id, items[worker.codec], self._limits.stream_timeout_s)
         connection.send(frame, stream)
         return stream
 
@@ -260,15 +285,16 @@ class EngineClient:
         for pool in self._pools.values():
             pool.close("the gateway is stopping")
 
-    def _control_message(self, request_id: str, subject: str, codec: str) -> bytes:
+    def _control_message(self, request_id: str, subject: str, codec: str, metadata: dict[str, str] | None) -> bytes:
         """Written out by hand: ids, codec and address need no escaping. `info` is JSON inside a JSON string."""
         info = (
             f'{{\\"address\\":\\"{self._server.address}\\",\\"subject\\":\\"{subject}\\",'
             f'\\"context\\":\\"{request_id}\\",\\"stream_type\\":\\"response\\"}}'
         )
+        more = f',"metadata":{msgspec.json.encode(metadata).decode()}' if metadata else ""
         return (
             f'{{"id":"{request_id}","request_type":"single_in","response_type":"many_out","payload_codec":"{codec}",'
-            f'"connection_info":{{"transport":"tcp_server","info":"{info}"}}}}'
+            f'"connection_info":{{"transport":"tcp_server","info":"{info}"}}{more}}}'
         ).encode()
 
     def _sweep(self) -> None:

@@ -3,7 +3,7 @@
     worker  handshake{subject} → prologue{error} → item… → complete_final → "sentinel"
     we      "kill" when nobody wants the rest, then close
 
-One `EngineStream` per request waits under a one-time subject until a worker shows it. Frames are decoded as they
+One `AnswerStream` per request waits under a one-time subject until a worker shows it. Frames are decoded as they
 arrive and handed over in batches: all that one read has brought.
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -41,9 +41,16 @@ _KILL_FRAME = encode_two_part(KILL)
 _PREFIX_SIZE = TWO_PART_PREFIX.size
 _decode_handshake = msgspec.json.Decoder(Handshake).decode
 _decode_prologue = msgspec.json.Decoder(Prologue).decode
-_decoders: dict[str, Callable[..., ResponseItem]] = {
-    "msgpack": msgspec.msgpack.Decoder(ResponseItem).decode,
-    "json": msgspec.json.Decoder(ResponseItem).decode,
+
+T = TypeVar("T")
+
+Frame: TypeAlias = bytes | bytearray
+ItemDecoders: TypeAlias = Mapping[str, Callable[[Frame], ResponseItem[T]]]
+"""Per payload codec, what reads one data frame of an answer."""
+
+ENGINE_OUTPUTS: ItemDecoders[EngineOutput] = {
+    "msgpack": msgspec.msgpack.Decoder(ResponseItem[EngineOutput]).decode,
+    "json": msgspec.json.Decoder(ResponseItem[EngineOutput]).decode,
 }
 
 # Worker error class -> (HTTP status, code, type). A class not named here is the worker's own fault: 500.
@@ -97,18 +104,18 @@ def error_of_worker(payload: WorkerErrorPayload | None, comment: list[str] | Non
     return BackendError(payload.message or klass, *_CLASSES[klass])
 
 
-class Consumer(Protocol):
+class Consumer(Protocol[T]):
     """Where a stream's items go."""
 
-    def take(self, outputs: list[EngineOutput]) -> bool:
+    def take(self, outputs: list[T]) -> bool:
         """All that has come at once. False: nothing more before `ready`."""
 
     async def ready(self) -> bool:
         """After a refusal: when more may come. False if nothing more is wanted."""
 
 
-class EngineStream:
-    """What one worker answers to one request.
+class AnswerStream(Generic[T]):
+    """What one worker answers to one request, as items of one type.
 
     `relay` hands it over. A stream fails with a WorkerError when the worker failed, died or fell silent for longer than
     `timeout_s`. Leave through `close()`, which kills a worker that still runs.
@@ -134,26 +141,31 @@ class EngineStream:
     )
 
     def __init__(
-        self, server: ResponseServer, subject: str, instance_id: int, codec: str, timeout_s: float | None
+        self,
+        server: ResponseServer,
+        subject: str,
+        instance_id: int,
+        decode: Callable[[Frame], ResponseItem[T]],
+        timeout_s: float | None,
     ) -> None:
         self._server = server
         self._loop = server.loop
         self._connection: ResponseConnection | None = None
-        self._outputs: list[EngineOutput] = []
+        self._outputs: list[T] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._is_done = False
-        self._consumer: Consumer | None = None
+        self._consumer: Consumer[T] | None = None
         self._is_held = False  # the consumer is to be asked before it gets more
         self._last_frame_at = server.now
         self.subject = subject
         self.instance_id = instance_id
-        self.decode = _decoders[codec]
+        self.decode = decode
         self.timeout_s = timeout_s
         self.has_prologue = False
         self.is_ending = False  # set by the consumer: the worker said its last word, only the formalities are missing
 
-    async def relay(self, consumer: Consumer) -> None:
+    async def relay(self, consumer: Consumer[T]) -> None:
         """Give the consumer what arrives until the worker completed or the consumer has enough; raises what it failed
         with.
 
@@ -195,7 +207,7 @@ class EngineStream:
             self._error = error
             self._wake()
 
-    def __enter__(self) -> EngineStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -219,7 +231,7 @@ class EngineStream:
         self._connection = connection
         self._last_frame_at = self._server.now
 
-    def push(self, item: ResponseItem) -> None:
+    def push(self, item: ResponseItem[T]) -> None:
         annotated = item.data
         if annotated is not None:
             if annotated.event is None and annotated.error is None:
@@ -267,6 +279,9 @@ class EngineStream:
             waiter.set_result(None)
 
 
+EngineStream: TypeAlias = AnswerStream[EngineOutput]
+
+
 class ResponseConnection(asyncio.Protocol):
     """One worker's connection for one request: a stream is attached by the handshake, and let go by `leave`."""
 
@@ -277,7 +292,7 @@ class ResponseConnection(asyncio.Protocol):
         self._held = bytearray()  # the beginning of a frame
         self._needed = 0  # bytes of it before another look is worthwhile
         self._is_paused = False
-        self._stream: EngineStream | None = None
+        self._stream: AnswerStream[Any] | None = None
         self._transport: asyncio.Transport | None = None
         self.give_up_at = server.loop.time() + HANDSHAKE_TIMEOUT_S  # while it has no stream
         self.is_left = False
@@ -294,7 +309,7 @@ class ResponseConnection(asyncio.Protocol):
         if stream is not None:
             stream.end_of_connection(str(exc) if exc else "connection closed")
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Frame) -> None:
         if self.is_left:
             if SENTINEL in data and self._transport is not None:
                 self._transport.abort()
@@ -303,8 +318,7 @@ class ResponseConnection(asyncio.Protocol):
             self._held += data
             if len(self._held) < self._needed:
                 return
-            data = bytes(self._held)
-            self._held.clear()
+            data, self._held = self._held, bytearray()
         try:
             consumed = self._parse(data)
         except (msgspec.MsgspecError, WorkerError) as error:
@@ -317,7 +331,7 @@ class ResponseConnection(asyncio.Protocol):
 
     # ---- frames
 
-    def _parse(self, data: bytes) -> int:
+    def _parse(self, data: Frame) -> int:
         """Handle every whole frame at the front of `data`; how many bytes that were."""
         size, start, max_size = len(data), 0, self._server.max_message_size
         while size - start >= _PREFIX_SIZE:
@@ -339,7 +353,7 @@ class ResponseConnection(asyncio.Protocol):
         self._needed = _PREFIX_SIZE
         return start
 
-    def _on_control(self, header: bytes) -> None:
+    def _on_control(self, header: Frame) -> None:
         stream = self._stream
         if stream is None:
             self._on_handshake(header)
@@ -347,7 +361,7 @@ class ResponseConnection(asyncio.Protocol):
             stream.begin(_decode_prologue(header))
         # else: "sentinel" closes what complete_final has completed
 
-    def _on_handshake(self, header: bytes) -> None:
+    def _on_handshake(self, header: Frame) -> None:
         stream = self._server.claim(_decode_handshake(header).subject)
         if stream is None:
             self.leave(kill=True)
@@ -407,8 +421,8 @@ class ResponseServer:
         self.address = ""
         self.now = self.loop.time()  # to the second: what deadlines of streams are measured with
         self._host, self._port = host, port
-        self._waiting: dict[str, EngineStream] = {}
-        self._streams: set[EngineStream] = set()
+        self._waiting: dict[str, AnswerStream[Any]] = {}
+        self._streams: set[AnswerStream[Any]] = set()
         self._loose: set[ResponseConnection] = set()  # without a stream: not introduced yet, or left
         self._connections: set[ResponseConnection] = set()
         self._server: asyncio.Server | None = None
@@ -429,18 +443,24 @@ class ResponseServer:
         for connection in list(self._connections):
             connection.abort()
 
-    def expect(self, subject: str, instance_id: int, codec: str, timeout_s: float | None) -> EngineStream:
+    def expect(
+        self,
+        subject: str,
+        instance_id: int,
+        decode: Callable[[Frame], ResponseItem[T]],
+        timeout_s: float | None,
+    ) -> AnswerStream[T]:
         """A stream that the worker who shows `subject` will feed."""
-        stream = EngineStream(self, subject, instance_id, codec, timeout_s)
+        stream = AnswerStream(self, subject, instance_id, decode, timeout_s)
         self._waiting[subject] = stream
         self._streams.add(stream)
         return stream
 
-    def forget(self, stream: EngineStream) -> None:
+    def forget(self, stream: AnswerStream[Any]) -> None:
         self._waiting.pop(stream.subject, None)
         self._streams.discard(stream)
 
-    def is_waiting(self, stream: EngineStream) -> bool:
+    def is_waiting(self, stream: AnswerStream[Any]) -> bool:
         return stream.subject in self._waiting
 
     def instance_left(self, instance_id: int) -> None:
@@ -451,7 +471,7 @@ class ResponseServer:
 
     # ---- called by connections
 
-    def claim(self, subject: str) -> EngineStream | None:
+    def claim(self, subject: str) -> AnswerStream[Any] | None:
         return self._waiting.pop(subject, None)
 
     def opened(self, connection: ResponseConnection) -> None:
