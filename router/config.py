@@ -34,6 +34,12 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         choices=("etcd", "file", "mem"),
         help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem.",
     )
+    event_plane: str = option(
+        "zmq",
+        env="DYN_EVENT_PLANE",
+        choices=("zmq", "nats"),
+        help="Transport of what this router tells other replicas (NATS_SERVER for nats).",
+    )
     router_mode: str = option(
         "round-robin",
         env="DYN_ROUTER_MODE",

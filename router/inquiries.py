@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dynamo.router.admission import Admission
 from dynamo.router.fleet import Fleet
 from dynamo.router.overload import OverloadMonitor
-from dynamo.router.placing import Placing
+from dynamo.router.placing import NO_HINTS, Placing
 from dynamo.router.selectors import Choice, Question
 from dynamo.router.table import LiveSet, ModelTable
 from dynamo.shared.messages import Candidate, Explained, Place, Placed, Receipt, Refused, SetThresholds, ThresholdsAre
@@ -28,7 +28,8 @@ class Inquiries:
     # ---- why this worker?
 
     def explain(self, place: Place, now: float) -> Explained | Refused:
-        question = self._placing.question(place, now)
+        hints = replace(place.hints or NO_HINTS, wants_receipt=True)
+        question = self._placing.question(replace(place, hints=hints), now)
         if isinstance(question, Refused):
             sets = self._table.serving(place.model)
             return (
