@@ -51,13 +51,11 @@ def costs(candidates: Candidates, num_tokens: int, block_size: int, weights: Wei
     decode_blocks = _decode_blocks(candidates, num_tokens, block_size, weights)
     request_blocks = weights.decode_active_request_weight * candidates.num_requests
     if weights.track_prefill_tokens:
-        raw_prefill_blocks = _raw_prefill_blocks(candidates, num_tokens, block_size, weights)
+        raw_prefill_blocks = _raw_prefill_blocks(candidates, num_tokens, block_size)
         prefill_blocks = weights.prefill_load_scale * np.maximum(raw_prefill_blocks - credit_blocks, 0.0)
         cost: Floats = prefill_blocks + decode_blocks + request_blocks
-    elif weights.overlap_score_credit > 0:  # where only decoding is weighed, a cached prompt is worth its blocks there
+    else:  # where only decoding is weighed, cached blocks are taken off that
         cost = np.maximum(decode_blocks - credit_blocks, 0.0) + request_blocks
-    else:
-        cost = decode_blocks + request_blocks
     if candidates.preferred_weight is not None:
         cost = cost * np.exp(-np.tanh(candidates.preferred_weight))
     return cost
@@ -86,18 +84,20 @@ def spread(nested: Sequence[tuple[int, int]], slots: Ints) -> Ints:
     return found
 
 
-def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats:
-    """What the blocks that a rank need not compute take off its cost."""
+def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:
+    """What the blocks that a rank need not compute take off its cost. As in Dynamo 1.6.1, no credit for the device's
+    means none for others either: the choice is by load alone."""
+    if weights.overlap_score_credit == 0:
+        return 0.0
     device_credit = weights.overlap_score_credit * _credit_decay(candidates, num_tokens, block_size, weights)
-    credit: Floats = device_credit * candidates.device_blocks + _lower_tier_blocks(candidates, weights)
+    credit: Floats = (
+        device_credit * candidates.device_blocks
+        + weights.host_cache_hit_weight * candidates.host_blocks
+        + weights.disk_cache_hit_weight * (candidates.disk_blocks + candidates.external_blocks)
+    )
     if candidates.shared_blocks is not None:
         credit += weights.shared_cache_multiplier * candidates.shared_blocks
     return credit
-
-
-def _lower_tier_blocks(candidates: Candidates, weights: Weights) -> Floats:
-    host_blocks: Floats = weights.host_cache_hit_weight * candidates.host_blocks
-    return host_blocks + weights.disk_cache_hit_weight * (candidates.disk_blocks + candidates.external_blocks)
 
 
 def _credit_decay(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:
@@ -110,15 +110,9 @@ def _credit_decay(candidates: Candidates, num_tokens: int, block_size: int, weig
     return 1.0 / (1.0 + weights.overlap_score_credit_decay * excess_requests)
 
 
-def _raw_prefill_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats:
+def _raw_prefill_blocks(candidates: Candidates, num_tokens: int, block_size: int) -> Floats:
     """What the rank has to prefill with this prompt, as if nothing of it were cached."""
-    prompt_tokens: Floats | int = num_tokens
-    if (
-        weights.host_cache_hit_weight > 1 or weights.disk_cache_hit_weight > 1
-    ):  # else the prompt is never less than this
-        effective_blocks = candidates.device_blocks + _lower_tier_blocks(candidates, weights)
-        prompt_tokens = np.maximum(np.floor(effective_blocks * block_size + 0.5), num_tokens)
-    raw_tokens: Floats = candidates.prefill_tokens + prompt_tokens
+    raw_tokens: Ints = candidates.prefill_tokens + num_tokens
     return raw_tokens / block_size
 
 

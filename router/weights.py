@@ -17,9 +17,10 @@ class Weights(Struct, frozen=True, kw_only=True):
     `KvRouterConfig`, and so are the defaults.
 
     `overlap_score_credit` is what a prompt block in a rank's device cache takes off its cost, the cache hit weights
-    what one further down takes off; `overlap_score_credit_decay` lowers the former on ranks with more to prefill than
-    the others. Without `assume_kv_reuse` running requests are taken to share no blocks. Raises ValueError for numbers
-    that are negative or not finite.
+    what one further down takes off, unless the former is 0; `overlap_score_credit_decay` lowers the former on ranks
+    with more to prefill than the others. Without `assume_kv_reuse` running requests are taken to share no blocks.
+    Raises ValueError for numbers that are negative or not finite, and for hit weights above 1: a block further down is
+    not worth more than a computed one.
     """
 
     overlap_score_credit: float = 1.0
@@ -39,6 +40,9 @@ class Weights(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
+        for name in ("host_cache_hit_weight", "disk_cache_hit_weight"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
 
     @classmethod
     def from_card(cls, router_config: bytes | msgspec.Raw) -> Weights | None:

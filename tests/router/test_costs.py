@@ -60,18 +60,14 @@ COLD_AND_BUSY = {"decode": 6, "new": 2, "device": 2}
         pytest.param(2.0, 64, {"device": 2}, {}, id="a credit of 1 per device block"),
         pytest.param(3.0, 64, {"device": 2}, {"overlap_score_credit": 0.5}, id="half the credit"),
         pytest.param(4.0, 64, {"device": 2}, {"overlap_score_credit": 0.0}, id="no credit"),
+        pytest.param(
+            4.0, 64, {"host": 1, "disk": 2}, {"overlap_score_credit": 0.0}, id="no credit for lower tiers either"
+        ),
         pytest.param(0.0, 64, {"device": 4}, {"overlap_score_credit": 3.0}, id="prefill is never negative"),
         pytest.param(2.5, 64, {"host": 2}, {}, id="host blocks"),
         pytest.param(3.5, 64, {"disk": 2}, {}, id="disk blocks"),
         pytest.param(3.5, 64, {"external": 2}, {}, id="external blocks count as on disk"),
         pytest.param(1.75, 64, {"device": 1, "host": 1, "disk": 1, "external": 1}, {}, id="all tiers"),
-        pytest.param(
-            1.0,
-            64,
-            {"device": 1, "disk": 3},
-            {"overlap_score_credit": 0.0, "disk_cache_hit_weight": 2.0},
-            id="weights that make more of the cached blocks than the prompt has",
-        ),
         pytest.param(14.0, 64, {"prefill": 160}, {}, id="prompts before it"),
         pytest.param(28.0, 64, {"prefill": 160}, {"prefill_load_scale": 2.0}, id="scaled prefill"),
         pytest.param(14.5, 64, {"decode": 7.5, "new": 3}, {}, id="blocks in use"),
@@ -189,6 +185,11 @@ def test_a_request_overrides_what_it_names() -> None:
 def test_weights_are_finite_and_not_negative(value: float) -> None:
     with pytest.raises(ValueError, match="host_cache_hit_weight must be a finite number of at least 0, not"):
         Weights().overridden(RouterConfigOverride(host_cache_hit_weight=value))
+
+
+def test_blocks_further_down_are_worth_no_more_than_computed_ones() -> None:
+    with pytest.raises(ValueError, match="disk_cache_hit_weight must be between 0 and 1"):
+        Weights(disk_cache_hit_weight=1.5)
 
 
 @pytest.mark.parametrize("router_config", [b"", b"null", b'{"router_mode":"random"}', b'{"kv_router_config":null}'])
