@@ -16,6 +16,7 @@ from dynamo.router.acceptors import Acceptors
 from dynamo.router.admission import Admission
 from dynamo.router.affinity import SessionAffinity
 from dynamo.router.entries import read_registered, read_worker
+from dynamo.router.event_sources import EventSources
 from dynamo.router.fleet import Fleet
 from dynamo.router.index import PrefixIndex
 from dynamo.router.inquiries import Inquiries, placed, receipt_of
@@ -124,6 +125,7 @@ class Router:
         self.rules = rules
         self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
         self.fleet = Fleet(rng, self.acceptors.num_active, rules.weights, _index(rules), _predicted(rules), policy)
+        self.sources = _sources(self.fleet)
         self.table = ModelTable(lambda: SELECTORS[rules.router_mode](self.fleet))
         self.overload = OverloadMonitor(self.fleet.sequences, rules.thresholds)
         self.affinity = _affinity(rules)
@@ -144,8 +146,9 @@ class Router:
 
     # ---- discovery
 
-    def discover(self, bucket: str, changes: Iterable[Change]) -> None:
+    def discover(self, bucket: str, changes: Iterable[Change], now: float = 0.0) -> None:
         """Apply a batch of `v1/instances` or `v1/mdc`; `take_delta` then says what it meant."""
+        self._now = max(self._now, now)
         for change in changes:
             if not self.rules.serves_namespace(change.key.partition("/")[0]):
                 continue
@@ -171,11 +174,15 @@ class Router:
             self.fleet.up(instance_id, facts)
             for slot in self.fleet.ranks.slots_of(instance_id).values():
                 self.overload.set_capacity(slot, facts.total_kv_blocks, facts.max_num_batched_tokens)
+            if self.sources is not None:
+                self.sources.worker_up(instance_id, self._now)
 
     def _has_ranks(self, instance_id: int, facts: RuntimeConfig) -> bool:
         return list(self.fleet.ranks.slots_of(instance_id)) == list(ranks_of(facts))
 
     def _worker_down(self, instance_id: int) -> None:
+        if self.sources is not None:
+            self.sources.worker_down(instance_id)
         for slot in self.fleet.down(instance_id):
             self.overload.forget(slot)
         if self.affinity is not None:
@@ -486,6 +493,10 @@ class Router:
 
 def _index(rules: Rules) -> PrefixIndex | None:
     return PrefixIndex(rules.max_index_blocks) if rules.is_kv and rules.uses_kv_events else None
+
+
+def _sources(fleet: Fleet) -> EventSources | None:
+    return None if fleet.index is None else EventSources(fleet.index, fleet.ranks.slot_of)
 
 
 def _predicted(rules: Rules) -> PredictedIndex | None:

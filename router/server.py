@@ -41,7 +41,7 @@ class RouterServer:
         watches = {bucket: aiter(self._discovery.watch(bucket)) for bucket in (INSTANCES, CARDS)}
         try:
             for bucket, watch in watches.items():
-                self._core.discover(bucket, await anext(watch))
+                self._core.discover(bucket, await anext(watch), self._loop.time())
             self._publish()
             self._channel = RouterChannel(self._bind, on_messages=self._on_messages, on_lost=self._core.forget)
             log.info("routing to %d workers, at %s", len(self._core.table.workers), self._channel.address)
@@ -53,7 +53,7 @@ class RouterServer:
 
     async def _follow(self, bucket: str, watch: AsyncIterator[list[Change]]) -> None:
         async for changes in watch:
-            self._core.discover(bucket, changes)
+            self._core.discover(bucket, changes, self._loop.time())
             if not self._is_publishing:
                 self._is_publishing = True
                 self._loop.call_soon(self._publish)
