@@ -28,6 +28,7 @@ from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.inference import Inference
+from dynamo.frontend.loop_delay import LoopDelay
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.migration import MigrationRules
 from dynamo.frontend.model import ModelLoader
@@ -81,6 +82,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "model-loader")
         self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix)
+        self._loop_delay = LoopDelay(self._metrics.families)
         self._router = RouterClient(own.router_endpoint, own.name, self._on_table, config.inhibited_duration_s)
         self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)
         self._responses = _response_server(config, own.index)
@@ -134,6 +136,7 @@ class Acceptor:
         self._router.close()
         self._engine.close()
         self._responses.stop()
+        self._loop_delay.stop()
         self._save_metrics()
 
     def _on_table(self, left: list[int]) -> None:
