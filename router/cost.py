@@ -104,7 +104,7 @@ def _credit_decay(candidates: Candidates, num_tokens: int, block_size: int, weig
     """Below 1 on ranks with more to prefill than the least busy one, measured in prompts like this."""
     if weights.overlap_score_credit_decay == 0 or not weights.track_prefill_tokens:
         return 1.0
-    request_blocks = -(-num_tokens // block_size)
+    request_blocks = max(1, -(-num_tokens // block_size))
     excess_tokens = candidates.prefill_tokens - candidates.prefill_tokens.min()
     excess_requests: Floats = excess_tokens / (block_size * request_blocks)
     return 1.0 / (1.0 + weights.overlap_score_credit_decay * excess_requests)
