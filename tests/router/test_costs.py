@@ -104,6 +104,11 @@ def test_credit_decays_with_prefill_beyond_the_least_busy_rank() -> None:
     )
 
 
+def test_a_prompt_of_no_tokens_has_a_cost() -> None:
+    rows = candidates({"prefill": 32}, {"prefill": 64})
+    assert costs(rows, 0, 16, Weights(overlap_score_credit_decay=0.5)) == pytest.approx([2, 4])
+
+
 def test_a_cache_of_the_whole_fleet_counts_behind_the_device() -> None:
     rows = candidates({"device": 1}, {"device": 3}, shared=[3, 1])
     assert costs(rows, 64, 16, Weights()) == pytest.approx([3, 1])
