@@ -10,7 +10,7 @@ its worker. The choices of n > 1 do: each is a call of its own here, so each has
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -90,6 +90,7 @@ class Journey:
         rules: MigrationRules,
         router: RouterClient,
         record: RequestRecord,
+        hash_blocks: Callable[[Prepared], None],
     ) -> None:
         self.asked = prepared
         self.wish = wish
@@ -98,6 +99,7 @@ class Journey:
         self._rules = rules
         self._router = router
         self._record = record
+        self._hash_blocks = hash_blocks
         self._num_unbegun = 0
         self._num_moves = 0
 
@@ -112,6 +114,8 @@ class Journey:
         self._record.note_migration("ongoing_request" if self.output else "new_request", error.code or "failed")
         if self.output:
             self.asked = self._prepared.continued(self.output.packed())
+            self._hash_blocks(self.asked)
+            self.wish.num_tokens, self.wish.block_hashes = self.asked.num_tokens, self.asked.block_hashes
         return True
 
     def _may_ask_again(self) -> bool:

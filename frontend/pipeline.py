@@ -76,6 +76,10 @@ class Pipeline:
         record.model = model.name
         return self._fan_out([await prepare_completion(model, request, p, headers) for p in request.prompts], record)
 
+    def block_size(self, prepared: Prepared) -> int:
+        """Tokens in a block of its workers' KV cache."""
+        return self._options.kv_cache_block_size or prepared.model.kv_cache_block_size
+
     async def explain(self, prepared: Prepared) -> Explained:
         """What the router would do with it, and why; nothing is placed. Raises what a placement would."""
         return await self._router.explain(self._wish(prepared, ""))
@@ -113,7 +117,8 @@ class Pipeline:
         Raises what `dynamo.shared.errors` lists under UnavailableError and WorkerError.
         """
         rules = self._options.migration
-        journey = Journey(prepared, self._wish(prepared, call_id), rules, self._router, record)
+        wish = self._wish(prepared, call_id)
+        journey = Journey(prepared, wish, rules, self._router, record, self._hash_blocks)
         answer = Answer(prepared, index, record, sink, journey.output)
         try:
             while (failed := await self._attempt(journey, answer, call_id, record)) is not None:
@@ -123,8 +128,6 @@ class Pipeline:
                     break
                 if not journey.goes_on(instance_id, error):
                     raise error
-                if journey.asked is not prepared:
-                    self._hash_blocks(journey.asked)
         finally:
             record.has_outgrown_migration |= journey.output.has_outgrown
         answer.finish()
@@ -162,7 +165,7 @@ class Pipeline:
             prepared.num_tokens,
             mdcsum=prepared.model.mdcsum,
             block_hashes=prepared.block_hashes,
-            block_size=self._block_size(prepared),
+            block_size=self.block_size(prepared),
             instance_id=wishes.instance_id,
             dp_rank=wishes.dp_rank,
             pinned_by=wishes.pinned_by,
@@ -170,12 +173,9 @@ class Pipeline:
             label=call_id,
         )
 
-    def _block_size(self, prepared: Prepared) -> int:
-        return self._options.kv_cache_block_size or prepared.model.kv_cache_block_size
-
     def _hash_blocks(self, prepared: Prepared) -> None:
         if self._router.settings.needs_block_hashes:
-            prepared.hash_blocks(self._block_size(prepared))
+            prepared.hash_blocks(self.block_size(prepared))
 
     def _note_failure(self, record: RequestRecord, instance_id: int, error: WorkerError) -> None:
         log.warning("request %s, worker %x: %s", record.label, instance_id, error.log_message)
@@ -188,6 +188,8 @@ class Pipeline:
         record.num_prompt_tokens = sum(prepared.num_tokens for prepared in prompts)
         for prepared in prompts:
             self._hash_blocks(prepared)
+        if self._router.settings.needs_block_hashes:
+            record.hashed_at = perf_counter()
         batch = [choice for prepared in prompts for choice in prepared.choices()]
         record.num_choices = len(batch)
         return batch

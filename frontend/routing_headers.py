@@ -7,11 +7,11 @@ where 1.6.1 ignores it.
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from msgspec import Struct
 
 from dynamo.frontend.openai_requests import U32_MAX, U64_MAX
-from dynamo.frontend.server.exchange import Exchange
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.protocol import AgentContext
 
@@ -63,6 +63,10 @@ class RoutingHeaders(Struct, frozen=True):
 NO_ROUTING_HEADERS = RoutingHeaders()
 
 
+class HasHeaders(Protocol):
+    def headers_starting(self, prefixes: tuple[bytes, ...]) -> dict[str, str]: ...
+
+
 class RoutingHeaderReader:
     """`metadata_prefix` is in lower case."""
 
@@ -70,9 +74,9 @@ class RoutingHeaderReader:
         self._metadata_prefix = metadata_prefix
         self._prefixes = tuple(p.encode() for p in {"x-dynamo-", metadata_prefix, *_OTHER_PREFIXES})
 
-    def read(self, exchange: Exchange) -> RoutingHeaders:
+    def read(self, request: HasHeaders) -> RoutingHeaders:
         """Raises InvalidRequest naming the header."""
-        given = exchange.headers_starting(self._prefixes)
+        given = request.headers_starting(self._prefixes)
         return self._read(given) if given else NO_ROUTING_HEADERS
 
     def _read(self, given: dict[str, str]) -> RoutingHeaders:

@@ -49,7 +49,7 @@ class GranianExchange(Exchange):
 
     def headers_starting(self, prefixes: tuple[bytes, ...]) -> dict[str, str]:
         headers = self._scope.headers
-        return {name: headers.get(name) for name in headers if name.encode().startswith(prefixes)}
+        return {name: headers.get(name) for name, _value in headers.items() if name.encode().startswith(prefixes)}
 
     async def read_body(self) -> bytes:
         limits = self._limits

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
-from dynamo.frontend.openai_wire import extra_args, output_options, routing, sampling_options, stop_conditions
+from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
 
 EOS = [1, 128798]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -145,28 +145,8 @@ def test_output_options(request_: Any, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, {}),
-        ({"cache_salt": "a"}, {"cache_salt": "a"}),
-        ({"cache_salt": "a", "nvext": {"cache_salt": "b"}}, {"cache_salt": "b"}),
-        ({"nvext": {"prefill_dp_rank": 0, "dp_rank": 1}}, {"prefill_dp_rank": 0, "dp_rank": 1}),
-        ({"nvext": {"backend_instance_id": 2**64 - 1}}, {"backend_instance_id": 2**64 - 1}),
-        (
-            {"nvext": {"agent_hints": {"priority": 2, "strict_priority": 3, "osl": 5}}},
-            {"priority": 2, "priority_jump": 2.0, "strict_priority": 3, "expected_output_tokens": 5},
-        ),
-        ({"nvext": {"agent_hints": {"priority": -2}}}, {"priority": -2, "priority_jump": 0.0}),
-    ],
-)
-def test_routing(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert msgspec.to_builtins(routing(chat(**fields))) == expected
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
         ({}, None),
         ({"nvext": {"annotations": ["request_id"]}}, None),
-        ({"cache_salt": "a"}, {"nvext": {"cache_salt": "a"}}),
         ({"nvext": {"extra_fields": ["timing"]}}, {"nvext": {"extra_fields": ["timing"]}}),
         ({"nvext": {"token_data": [1]}}, {"nvext": {"token_in": True}}),
         ({"detokenize": False}, {"sampling_options": {"detokenize": False}}),
@@ -178,3 +158,7 @@ def test_routing(fields: dict[str, Any], expected: dict[str, Any]) -> None:
 )
 def test_extra_args(fields: dict[str, Any], expected: Any) -> None:
     assert extra_args(chat(**fields)) == expected
+
+
+def test_the_salt_is_told_twice() -> None:
+    assert extra_args(chat(), "a") == {"nvext": {"cache_salt": "a"}}

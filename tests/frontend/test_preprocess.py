@@ -1,14 +1,22 @@
-"""Token ids on their way to the wire."""
+"""Prompts on their way to the wire: token ids, block hashes, and what is left to ask for after some output."""
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
+from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo.frontend.preprocess import pack_token_ids, unpack_token_ids
+from dynamo.frontend.artifacts import ArtifactStore
+from dynamo.frontend.model import Model, ModelLoader
+from dynamo.frontend.openai import decode_completion
+from dynamo.frontend.preprocess import Prepared, pack_token_ids, prepare_completion, unpack_token_ids
+from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
+from tests.frontend.test_model import card
 
 token_ids = st.lists(st.integers(0, 2**24 - 1), max_size=40)
 
@@ -27,3 +35,87 @@ def test_every_length_class_of_msgpack_arrays() -> None:
 @given(token_ids)
 def test_unpacked_ids_are_plain_ints(ids: list[int]) -> None:
     assert unpack_token_ids(array("I", ids).tobytes()) == ids
+
+
+PROMPT = list(range(300, 370))
+PACKED = array("I", PROMPT).tobytes()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return ModelLoader(ArtifactStore()).load(card(context_length=4096), "sum")
+
+
+async def prepared(model: Model, **fields: Any) -> Prepared:
+    body = msgspec.json.encode({"model": "demo", "prompt": PROMPT, **fields})
+    return await prepare_completion(model, decode_completion(body), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("of_card", "fields", "seed", "is_eagle"),
+    [
+        ({}, {}, hash_seed(), False),
+        ({}, {"cache_salt": "salt"}, hash_seed(cache_salt="salt"), False),
+        ({"lora": {"name": "ad"}}, {"nvext": {"cache_salt": "salt"}}, hash_seed("ad", "salt"), False),
+        ({"runtime_config": {"enable_eagle": True}}, {}, hash_seed(), True),
+    ],
+)
+async def test_blocks_are_hashed_as_the_workers_do(
+    model: Model, of_card: dict[str, Any], fields: dict[str, Any], seed: int, is_eagle: bool
+) -> None:
+    request = await prepared(replace(model, card=card(**of_card)), **fields)
+    assert request.block_hashes == b""
+    request.hash_blocks(16)
+    assert request.block_hashes == packed_sequence_hashes(PACKED, 16, seed, is_eagle=is_eagle)
+    assert len(request.block_hashes) == 8 * 4
+    request.hash_blocks(64)
+    assert request.block_hashes == packed_sequence_hashes(PACKED, 64, seed, is_eagle=is_eagle)
+
+
+async def test_all_choices_share_the_hashes_of_their_prompt(model: Model) -> None:
+    request = await prepared(model, n=2, temperature=1)
+    request.hash_blocks(16)
+    assert {choice.block_hashes for choice in request.choices()} == {request.block_hashes}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (None, None)),
+        ({"max_tokens": 9, "min_tokens": 4}, (6, 1)),
+        ({"max_tokens": 3, "min_tokens": 2}, (0, 0)),
+    ],
+)
+async def test_a_request_is_continued_after_its_output(
+    model: Model, fields: dict[str, Any], expected: tuple[int | None, int | None]
+) -> None:
+    request = await prepared(model, **fields)
+    request.hash_blocks(16)
+    rest = request.continued(array("I", [7, 8, 9]).tobytes())
+    assert unpack_token_ids(rest.token_ids) == [*PROMPT, 7, 8, 9]
+    assert (rest.stop.max_tokens, rest.stop.min_tokens) == expected
+    assert rest.block_hashes == b""
+    assert request.num_tokens == len(PROMPT)
+    assert request.stop.max_tokens == fields.get("max_tokens")
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 4026), ({"max_tokens": 9}, 9), ({"max_tokens": 5000}, 4026)])
+async def test_an_answer_has_room_for_so_many_tokens(model: Model, fields: dict[str, Any], limit: int) -> None:
+    assert (await prepared(model, **fields)).output_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("given_rank", "placed_rank", "told"), [(None, None, None), (3, None, 3), (None, 2, 2), (3, 3, 3)]
+)
+async def test_the_worker_is_told_the_rank_it_was_chosen_for(
+    model: Model, given_rank: int | None, placed_rank: int | None, told: int | None
+) -> None:
+    request = await prepared(model, nvext={"dp_rank": given_rank})
+    assert request.wire_request("msgpack", placed_rank).routing.dp_rank == told
+
+
+async def test_the_worker_is_told_of_other_weights(model: Model) -> None:
+    request = await prepared(model, nvext={"router_config_override": {"router_temperature": 0.5}})
+    body = msgspec.msgpack.decode(msgspec.msgpack.encode(request.wire_request("msgpack")))
+    assert body["router_config_override"] == {"router_temperature": 0.5}
+    assert "agent_context" not in body

@@ -14,7 +14,6 @@ from dynamo.shared.messages import (
     Hello,
     Place,
     Placed,
-    Refused,
     RouterMessage,
     SetThresholds,
     Welcome,
@@ -36,7 +35,7 @@ class ScriptedRouter:
         sets: Sequence[WorkerSet] = (SET,),
     ) -> None:
         self.heard: list[AcceptorMessage] = []
-        self.answer: Callable[[Place], Placed | Refused | None] = lambda place: Placed(place.request_id, 1, "set")
+        self.answer: Callable[[Place], RouterMessage | None] = lambda place: Placed(place.request_id, 1, "set")
         self.answer_question: Callable[[Question], RouterMessage | None] = lambda _question: None
         self._welcome = Welcome("round-robin", 1, list(workers), list(sets))
         self._news = asyncio.Event()

@@ -93,6 +93,7 @@ class Application:
             "version": exchange.http_version,
             "scheme": exchange.scheme,
             "note": exchange.header("x-note"),
+            "marked": exchange.headers_starting((b"x-mark-", b"x-tag")),
             "host": exchange.header("host"),
             "body": body.decode("latin-1"),
         }

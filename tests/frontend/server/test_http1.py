@@ -46,6 +46,7 @@ async def test_the_handler_sees_the_request(serve: Serve) -> None:
         "version": "1.1",
         "scheme": "http",
         "note": "hi",
+        "marked": {},
         "host": "here",
         "body": "hello",
     }

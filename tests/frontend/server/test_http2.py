@@ -107,6 +107,7 @@ async def test_alpn_chooses_the_protocol(serve: Serve, certificate: Certificate)
                 "version": "2" if is_http2 else "1.1",
                 "scheme": "https",
                 "note": "hi",
+                "marked": {},
                 "host": f"localhost:{served.port}",
                 "body": "hello",
             }

@@ -38,9 +38,21 @@ async def test_one_exchange_is_the_same_over_both(serve: Serve, kind: str) -> No
         "version": "1.1",
         "scheme": "http",
         "note": "hi",
+        "marked": {},
         "host": "here",
         "body": "hello",
     }
+
+
+@BOTH
+async def test_headers_are_found_by_the_start_of_their_names(serve: Serve, kind: str) -> None:
+    served = await serve(kind)
+    client = await served.connect()
+    client.send(
+        b"POST /echo HTTP/1.1\r\nhost: a\r\nX-Mark-One: 1\r\nx-marker: 2\r\nx-Tag: 3\r\nx-tag: 4\r\n"
+        b"content-length: 0\r\n\r\n"
+    )
+    assert (await client.answer()).json["marked"] == {"x-mark-one": "1", "x-tag": "3"}
 
 
 @BOTH
