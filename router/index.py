@@ -41,7 +41,7 @@ class HeldBlocks(Coverage):
 
     def __init__(self, slot: int) -> None:
         super().__init__(slot)
-        self.names: dict[str, dict[int, int]] = {}
+        self.names: dict[str, dict[int, int]] = {DEVICE: {}}
         self.num_more_names: dict[tuple[str, int], int] = {}
         self.num_holes = 0
 
@@ -104,7 +104,7 @@ class PrefixIndex:
         tier = _known(tier)
         rank = self._ranks.get(slot) or HeldBlocks(slot)
         after = None if parent is None else rank.sequence_of(parent)
-        if not self._can_follow(rank, tier, parent, after):
+        if parent is not None and (after is None or (tier == DEVICE and not self._tree.covers(rank, after))):
             self.num_unknown_parents += 1
             return False
         if not block_hashes:
@@ -223,7 +223,6 @@ class PrefixIndex:
         if len(set(names)) != len(blocks) or (tier == DEVICE and not all(self._tree.covers(rank, b) for b in blocks)):
             raise ValueError("cannot load the prefix index: a name stands for a block that is in no path")
         if tier == DEVICE:
-            rank.names[DEVICE] = {}
             for name, block in zip(names, blocks, strict=True):
                 self._name(rank, DEVICE, name, block, is_new=self._fill_hole(rank, block))
         else:
@@ -235,22 +234,26 @@ class PrefixIndex:
     def _size(self) -> int:
         return self.num_holdings + self.num_holes
 
-    def _can_follow(self, rank: HeldBlocks, tier: str, parent: int | None, after: int | None) -> bool:
-        if after is None:
-            return parent is None
-        return tier != DEVICE or self._tree.covers(rank, after)
-
     def _store_on_device(self, rank: HeldBlocks, after: int | None, names: list[int], chain: list[int]) -> None:
-        known = rank.names.setdefault(DEVICE, {})
-        new = dict(zip(names, chain, strict=True))
-        if len(new) == len(chain) and known.keys().isdisjoint(new) and not self._tree.covers(rank, chain[0]):
-            self._tree.extend(rank, after, chain)
-            known.update(new)
-            self.num_holdings += len(new)
+        known = rank.names[DEVICE]
+        if not known.keys().isdisjoint(names) or self._tree.covers(rank, chain[0]):
+            for name, sequence_hash in zip(names, chain, strict=True):
+                self._store_one(rank, after, name, sequence_hash)
+                after = sequence_hash
             return
+        self._tree.extend(rank, after, chain)
+        num_before = len(known)
+        known.update(zip(names, chain, strict=True))
+        self.num_holdings += len(known) - num_before
+        if len(known) - num_before < len(chain):
+            self._make_holes_of_unnamed(rank, names, chain)
+
+    def _make_holes_of_unnamed(self, rank: HeldBlocks, names: list[int], chain: list[int]) -> None:
+        """A name that an event repeats is the later block's."""
+        known = rank.names[DEVICE]
         for name, sequence_hash in zip(names, chain, strict=True):
-            self._store_one(rank, after, name, sequence_hash)
-            after = sequence_hash
+            if known[name] != sequence_hash:
+                self._make_hole(rank, sequence_hash)
 
     def _store_one(self, rank: HeldBlocks, after: int | None, name: int, sequence_hash: int) -> None:
         is_covered = self._tree.covers(rank, sequence_hash)
@@ -325,9 +328,9 @@ class PrefixIndex:
         return True
 
     def _tidy(self, rank: HeldBlocks, tier: str) -> None:
-        if not rank.names[tier]:
+        if tier != DEVICE and not rank.names[tier]:
             del rank.names[tier]
-            if not rank.names.keys() - {DEVICE}:
+            if len(rank.names) == 1:
                 self._ranks_with_lower &= ~rank.bit
 
     # ---- the cap
@@ -362,7 +365,7 @@ def _num_kept(holder: tuple[HeldBlocks, str]) -> int:
 
 
 def _check_leaves(rank: HeldBlocks) -> None:
-    held = set(rank.names.get(DEVICE, {}).values())
+    held = set(rank.names[DEVICE].values())
     if not held.issuperset(rank.leaves):
         raise ValueError("cannot load the prefix index: the last block of a path has no name")
 

@@ -10,7 +10,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise, repeat
+from itertools import pairwise
 from operator import itemgetter
 
 from msgspec import Struct
@@ -60,11 +60,14 @@ class PrefixTree:
 
     def extend(self, rank: Coverage, parent: int | None, chain: list[int]) -> None:
         """Let the rank cover consecutive blocks, at least one. It covers their parent and none of them."""
-        num_known = self._num_known(chain)
-        for sequence_hash in chain[:num_known]:
-            self.blocks[sequence_hash].ranks |= rank.bit
-        if num_known < len(chain):
-            self._add(rank.bit, chain[num_known - 1] if num_known else parent, chain[num_known:])
+        blocks, find, bit, before = self.blocks, self.blocks.get, rank.bit, parent
+        for sequence_hash in chain:
+            block = find(sequence_hash)
+            if block is None:
+                blocks[sequence_hash] = Block(bit, before)
+            else:
+                block.ranks |= bit
+            before = sequence_hash
         rank.num_blocks += len(chain)
         rank.num_children[chain[-1]] = 0
         if parent is not None:
@@ -102,35 +105,24 @@ class PrefixTree:
     def prefixes(self, prompt: Sequence[int], candidates: int) -> Prefixes:
         """What these ranks cover of a prompt, given as its sequence hashes."""
         found: Prefixes = []
+        find = self.blocks.get
         position, ranks = 0, self._ranks(prompt[0]) & candidates if prompt else 0
         ahead = [(len(prompt), 0)]  # positions already looked at, and who covers them; the nearest is last
         while ranks:
-            next_position, next_ranks = ahead[-1]
-            if next_ranks == ranks:
-                position = next_position
-                ahead.pop()
-            elif next_position == position + 1:
+            next_position, next_ranks = ahead.pop()
+            while next_ranks != ranks and next_position - position > 1:
+                ahead.append((next_position, next_ranks))
+                next_position = (position + next_position) // 2
+                block = find(prompt[next_position])
+                next_ranks = block.ranks & candidates if block is not None else 0
+            if next_ranks != ranks:
                 found.append((ranks, next_position))
-                position, ranks = ahead.pop()
-            else:
-                middle = (position + next_position) // 2
-                ahead.append((middle, self._ranks(prompt[middle]) & candidates))
+            position, ranks = next_position, next_ranks
         return found
 
     def _ranks(self, sequence_hash: int) -> int:
         block = self.blocks.get(sequence_hash)
         return block.ranks if block is not None else 0
-
-    def _num_known(self, chain: list[int]) -> int:
-        """How many of these consecutive blocks any rank covers."""
-        blocks = self.blocks
-        if chain[0] not in blocks:
-            return 0
-        return bisect_left(chain, True, key=lambda sequence_hash: sequence_hash not in blocks)
-
-    def _add(self, ranks: int, parent: int | None, chain: list[int]) -> None:
-        parents = (parent, *chain[:-1])
-        self.blocks.update(zip(chain, map(Block, repeat(ranks), parents), strict=False))
 
 
 def _count_child(rank: Coverage, parent: int, change: int) -> int:
