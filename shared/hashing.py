@@ -90,9 +90,10 @@ def _with_objects(block: bytes | memoryview, mm_hashes: Sequence[int]) -> bytes:
 
 def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> list[int]:
     """Chain block hashes. `parent` is the sequence hash of the block before the first, None at the start."""
+    digest, pair = xxh3_64_intdigest, _U64_PAIR.pack
     hashes = []
     for block_hash in block_hashes:
-        parent = block_hash if parent is None else next_sequence_hash(parent, block_hash)
+        parent = block_hash if parent is None else digest(pair(parent, block_hash), SEED)
         hashes.append(parent)
     return hashes
 
