@@ -124,7 +124,7 @@ class Inference:
         if wants_dry_run(request):
             await self._answer_dry(exchange, headers, mouth, batch[0], record, created)
             return
-        extras = extras_of(request, exchange, batch[0].model.card.kv_cache_block_size)
+        extras = extras_of(request, exchange, self._pipeline.block_size(batch[0]))
         if extras is not None:
             ask_for_receipts(batch)
         if record.is_stream:
