@@ -25,6 +25,8 @@ from dynamo.shared.runtime import (
 )
 from dynamo.shared.serving_config import ServingConfig
 from dynamo.worker.config import DEMO_MODEL_DIR, WorkerConfig
+from dynamo.worker.kv_publisher import KvEventPublisher, PublisherClosed
+from dynamo.worker.load_publisher import WorkerMetricsPublisher
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
 from dynamo.worker.register import (
     ModelDirectoryError,
@@ -48,16 +50,19 @@ __all__ = [
     "EngineShutdown",
     "HttpError",
     "InvalidArgument",
+    "KvEventPublisher",
     "ModelDirectoryError",
     "ModelInput",
     "ModelRuntimeConfig",
     "ModelType",
     "Namespace",
+    "PublisherClosed",
     "RuntimeClosed",
     "ServingConfig",
     "StreamIncomplete",
     "Unknown",
     "WorkerConfig",
+    "WorkerMetricsPublisher",
     "WorkerType",
     "WorkerUnavailable",
     "dynamo_endpoint",

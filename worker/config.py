@@ -54,6 +54,12 @@ class WorkerConfig(ServingConfig):
     max_num_batched_tokens: int = option(8192, minimum=1, help="Tokens computed in one step.")
     max_num_waiting: int = option(8192, minimum=1, help="Requests that may wait for a place in the batch.")
     enable_prefix_caching: bool = option(True, help="Keep the blocks of finished sequences for later prompts.")
+    data_parallel_size: int = option(
+        1, minimum=1, maximum=1024, help="Ranks of the worker, each a mocker with a KV cache of its own."
+    )
+    kv_events: bool = option(
+        True, help="Tell routers which blocks the mocker holds; without prefix caching it holds none for later."
+    )
     enable_chunked_prefill: bool = option(True, help="Let a prompt be computed in several steps.")
     speedup_ratio: float = option(1.0, minimum=0, help="How much faster than the simulated device; 0 means no waiting.")
     decode_speedup_ratio: float = option(1.0, minimum=0.001, help="The same for decode steps only, on top.")
@@ -78,6 +84,10 @@ class WorkerConfig(ServingConfig):
     ready_fd: int | None = option(
         None, minimum=0, help='Descriptor to write "ready\\n" to, and to close, once registered.'
     )
+
+    @property
+    def publishes_kv_events(self) -> bool:
+        return self.engine == "mocker" and self.kv_events and self.enable_prefix_caching
 
     @property
     def served_name(self) -> str:

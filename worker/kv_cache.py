@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from msgspec import Struct
-
-
-class StoredBlock(Struct, frozen=True):
-    """`block_hash` names the block and all before it, `tokens_hash` its own tokens only."""
-
-    block_hash: int
-    tokens_hash: int
+from dynamo.shared.kv_events import Stored, StoredBlock
 
 
 class KvListener(Protocol):
-    """Told what enters and leaves the cache, in order."""
+    """Told what enters and leaves the cache, in order. Blocks are named by their sequence hashes."""
 
-    def stored(self, parent_hash: int | None, blocks: list[StoredBlock]) -> None: ...
+    def stored(self, stored: Stored) -> None: ...
 
     def removed(self, block_hashes: list[int]) -> None: ...
+
+    def cleared(self) -> None: ...
 
 
 class BlockPool:
@@ -105,6 +100,15 @@ class BlockPool:
                 dropped.append(block)
         self._forget(dropped)
 
+    def clear(self) -> bool:
+        """Forget the blocks that nobody uses. Only an idle cache is cleared: blocks in use have parents here."""
+        if self.num_used:
+            return False
+        self._cached.clear()
+        if self._listener is not None:
+            self._listener.cleared()
+        return True
+
     def _evict(self, count: int) -> None:
         evicted = [block for block, _ in zip(self._cached, range(count), strict=False)]
         for block in evicted:
@@ -113,7 +117,7 @@ class BlockPool:
 
     def _announce(self, parent_hash: int | None, stored: list[StoredBlock]) -> None:
         if stored and self._listener is not None:
-            self._listener.stored(parent_hash, stored)
+            self._listener.stored(Stored(stored, parent_hash))
 
     def _forget(self, blocks: list[int]) -> None:
         if blocks and self._listener is not None:

@@ -8,9 +8,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import setproctitle
 import uvloop
@@ -18,24 +17,18 @@ import uvloop
 from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import DiscoveryError
 from dynamo.shared.log import configure_logging
-from dynamo.shared.request_plane.context import Context
-from dynamo.shared.runtime import DistributedRuntime, RuntimeClosed
+from dynamo.shared.runtime import DistributedRuntime, Endpoint, RuntimeClosed
 from dynamo.worker.card import ModelDirectoryError, max_context_length
 from dynamo.worker.config import WorkerConfig
 from dynamo.worker.echo import EchoEngine
-from dynamo.worker.latency import LatencyModel
-from dynamo.worker.made_up_text import words_of
-from dynamo.worker.mocker import GenerateItem, MockerEngine
+from dynamo.worker.mocker_ranks import serve_mocker
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
 from dynamo.worker.register import register_model
-from dynamo.worker.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
 PROG = "dynamo-worker"
 MAX_CONFIG_LINE = 1 << 20  # bytes
-
-Generate = Callable[[dict[str, Any], Context], AsyncIterator[GenerateItem]]
 
 
 def main() -> None:
@@ -65,7 +58,7 @@ async def serve(config: WorkerConfig) -> None:
     if config.config_stdin:
         _drain_on_end_of_stdin(runtime)
     try:
-        await endpoint.open(ENGINES[config.engine](config, context_length))
+        await ENGINES[config.engine](config, endpoint, context_length)
         await register_model(
             ModelInput.Tokens,
             ModelType.Chat | ModelType.Completions,
@@ -86,26 +79,14 @@ async def serve(config: WorkerConfig) -> None:
         await runtime.wait_closed()
 
 
-def _mocker(config: WorkerConfig, context_length: int | None) -> Generate:
-    scheduler_config = SchedulerConfig(
-        block_size=config.block_size,
-        num_blocks=config.num_blocks,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_waiting=config.max_num_waiting,
-        enable_prefix_caching=config.enable_prefix_caching,
-        enable_chunked_prefill=config.enable_chunked_prefill,
-    )
-    scheduler = Scheduler(scheduler_config, LatencyModel(config.speedup_ratio, config.decode_speedup_ratio))
-    max_num_tokens = min(scheduler_config.max_num_tokens, context_length or scheduler_config.max_num_tokens)
-    return MockerEngine(scheduler, words_of(Path(config.model_path)), max_num_tokens, config.seed).generate
+async def _serve_echo(config: WorkerConfig, endpoint: Endpoint, _context_length: int | None) -> None:
+    await endpoint.open(EchoEngine(config.tokens_per_frame, config.delay_ms / 1000).generate)
 
 
-def _echo(config: WorkerConfig, _context_length: int | None) -> Generate:
-    return EchoEngine(config.tokens_per_frame, config.delay_ms / 1000).generate
-
-
-ENGINES: dict[str, Callable[[WorkerConfig, int | None], Generate]] = {"mocker": _mocker, "echo": _echo}
+ENGINES: dict[str, Callable[[WorkerConfig, Endpoint, int | None], Awaitable[None]]] = {
+    "mocker": serve_mocker,
+    "echo": _serve_echo,
+}
 
 
 def _runtime_config(config: WorkerConfig, context_length: int | None) -> ModelRuntimeConfig:
@@ -114,6 +95,9 @@ def _runtime_config(config: WorkerConfig, context_length: int | None) -> ModelRu
         total_kv_blocks=config.num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        data_parallel_size=config.data_parallel_size,
+        enable_local_indexer=config.publishes_kv_events,
+        kv_event_publishing_enabled=config.publishes_kv_events,
         tool_call_parser=config.tool_call_parser,
         reasoning_parser=config.reasoning_parser,
     )

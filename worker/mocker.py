@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import chain, islice, repeat
 from typing import Annotated, Any
@@ -56,11 +56,20 @@ class GenerateItem(Struct, omit_defaults=True):
 class MockerEngine:
     """`generate` is the handler to serve. The scheduler runs in a task for as long as it has work.
 
-    `words` are the token ids to make text of, `max_num_tokens` the longest sequence of prompt and output.
+    `words` are the token ids to make text of, `max_num_tokens` the longest sequence of prompt and output. `on_load` is
+    told how many blocks are in use, whenever that may have changed.
     """
 
-    def __init__(self, scheduler: Scheduler, words: SequenceOf[int], max_num_tokens: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        words: SequenceOf[int],
+        max_num_tokens: int,
+        seed: int = 0,
+        on_load: Callable[[int], None] | None = None,
+    ) -> None:
         self._scheduler = scheduler
+        self._on_load = on_load or (lambda _: None)
         self._words = words
         self._max_num_tokens = max_num_tokens
         self._seed = seed
@@ -80,6 +89,15 @@ class MockerEngine:
             stopped.cancel()
             del self._mailboxes[sequence]
             self._scheduler.abort(sequence)
+            self._on_load(self._scheduler.pool.num_used)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._mailboxes)
+
+    def clear_kv_blocks(self) -> bool:
+        """False, and nothing happens, while requests are running."""
+        return self._scheduler.pool.clear()
 
     def _sequence_of(self, request: dict[str, Any]) -> Sequence:
         try:
@@ -145,6 +163,7 @@ class MockerEngine:
         due, num_steps = clock(), 0
         while self._scheduler.has_work:
             step = self._scheduler.step()
+            self._on_load(self._scheduler.pool.num_used)
             if step.duration_s:
                 due = max(due, clock() - step.duration_s) + step.duration_s  # late once is not late for ever
                 await asyncio.sleep(due - clock())

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from dynamo.shared.hashing import SEED, block_hashes, pack_tokens, sequence_hashes
-from dynamo.worker.kv_cache import BlockPool, KvListener, StoredBlock
+from dynamo.shared.kv_events import StoredBlock
+from dynamo.worker.kv_cache import BlockPool, KvListener
 from dynamo.worker.latency import LatencyModel
 
 
@@ -54,7 +55,7 @@ class Sequence:
     hash_seed: int = SEED
     output: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    num_cached_tokens: int = 0  # of the prompt, found in the cache at the first admission
+    num_cached_tokens: int | None = None  # of the prompt, found in the cache at the first admission
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_anonymous: int = 0
     committed: list[int] = field(default_factory=list)  # sequence hashes
@@ -221,7 +222,7 @@ class Scheduler:
         sequence.committed = cached
         sequence.num_anonymous = num_new
         sequence.num_computed = len(cached) * self._config.block_size
-        if not sequence.output:
+        if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
         self._running[sequence] = None
 

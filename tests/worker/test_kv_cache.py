@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dynamo.worker.kv_cache import BlockPool, StoredBlock
+from dynamo.shared.kv_events import StoredBlock
+from dynamo.worker.kv_cache import BlockPool
 from tests.worker.events import Record
 
 

@@ -1,0 +1,97 @@
+"""The memory of one rank's KV events: numbers them, and answers routers that missed some."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import Literal
+
+from dynamo.shared.kv_events import (
+    CLEARED,
+    Change,
+    Events,
+    InvalidRange,
+    KvEvent,
+    RecoveryAnswer,
+    RecoveryQuery,
+    Removed,
+    RouterEvent,
+    TooNew,
+    TreeDump,
+)
+from dynamo.worker.held_blocks import HeldBlocks
+
+NUM_BUFFERED_EVENTS = 1024  # as 1.6.1 keeps
+MAX_HELD_BLOCKS = 1 << 20  # more than an answer of 32 MiB could tell
+RESIDENCY_DOMAIN = "worker"  # the blocks are this worker's own, not those of a shared cache
+
+
+class LocalIndexer:
+    """Everything that happened to one rank's cache passes through `apply`, in order.
+
+    The events it returns are its own memory too: leave them as they are.
+    """
+
+    def __init__(self, dp_rank: int, max_blocks: int = MAX_HELD_BLOCKS) -> None:
+        self.dp_rank = dp_rank
+        self.last_event_id = 0
+        self._worker_id = 0
+        self._held = HeldBlocks(max_blocks)
+        self._recent: deque[RouterEvent] = deque(maxlen=NUM_BUFFERED_EVENTS)
+
+    def __len__(self) -> int:
+        """Blocks held, those of all tiers together."""
+        return len(self._held)
+
+    @property
+    def num_forgotten(self) -> int:
+        return self._held.num_forgotten
+
+    def identify(self, worker_id: int) -> None:
+        """Say whose events these are, once that is known: of those that were applied already, too."""
+        self._worker_id = worker_id
+        for event in self._recent:
+            event.worker_id = worker_id
+
+    def apply(self, tier: str, change: Change | Literal["cleared"]) -> RouterEvent | None:
+        """The event to tell routers, if there is anything to tell: a removed block may have been stored twice."""
+        if not isinstance(change, Change):
+            self._held.clear()
+            return self._record(tier, CLEARED)
+        if change.stored:
+            self._held.store(tier, change.stored)
+            return self._record(tier, change)
+        assert change.removed
+        gone = self._held.release(tier, change.removed.block_hashes)
+        return self._record(tier, Change(removed=Removed(gone))) if gone else None
+
+    def _record(self, tier: str, data: Change | Literal["cleared"]) -> RouterEvent:
+        self.last_event_id += 1
+        event = self._event(tier, self.last_event_id, data)
+        self._recent.append(event)
+        return event
+
+    def _event(self, tier: str, event_id: int, data: Change | Literal["cleared"]) -> RouterEvent:
+        return RouterEvent(self._worker_id, KvEvent(event_id, data, self.dp_rank), tier, RESIDENCY_DOMAIN)
+
+    def answer(self, query: RecoveryQuery) -> RecoveryAnswer:
+        """Events of the range where they are remembered, which may be more than were asked for; else everything."""
+        start, end = query.start_event_id, query.end_event_id
+        if (query.worker_id, query.dp_rank) != (self._worker_id, self.dp_rank):
+            return RecoveryAnswer(
+                error=f"this is rank {self.dp_rank} of worker {self._worker_id}, not the one asked for"
+            )
+        if start is not None and end is not None and end < start:
+            return RecoveryAnswer(invalid_range=InvalidRange(start, end))
+        if start is None or not self._recent or start < self._recent[0].event.event_id:
+            return RecoveryAnswer(tree_dump=self._dump())
+        if start > self.last_event_id:
+            newest = self.last_event_id
+            return RecoveryAnswer(too_new=TooNew(start, newest if end is None else end, newest))
+        missed = [event for event in self._recent if event.event.event_id >= start]
+        return RecoveryAnswer(events=Events(missed, self.last_event_id))
+
+    def _dump(self) -> TreeDump:
+        numbers = count()
+        events = [self._event(tier, next(numbers), Change(stored=stored)) for tier, stored in self._held.dump()]
+        return TreeDump(events, self.last_event_id)
