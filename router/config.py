@@ -100,21 +100,6 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         return self.router_kv_events and not self.load_aware
 
     @property
-    def weights(self) -> Weights:
-        return Weights(
-            overlap_score_credit=self.weight_credit,
-            overlap_score_credit_decay=self.router_kv_overlap_score_credit_decay,
-            prefill_load_scale=self.weight_scale,
-            decode_active_request_weight=self.router_decode_active_request_weight,
-            host_cache_hit_weight=self.router_host_cache_hit_weight,
-            disk_cache_hit_weight=self.router_disk_cache_hit_weight,
-            router_temperature=self.router_temperature,
-            track_prefill_tokens=self.router_track_prefill_tokens or self.load_aware,
-            track_active_blocks=self.router_track_active_blocks or self.load_aware,
-            assume_kv_reuse=self.router_assume_kv_reuse and not self.load_aware,
-        )
-
-    @property
     def predicted_ttl_s(self) -> float | None:
         """Without events everything is predicted; with them only what is asked for; by load alone nothing."""
         if self.load_aware:
@@ -155,7 +140,7 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             max_active_per_acceptor=self.max_active_per_acceptor,
             max_table_entries=self.max_table_entries,
             kv_cache_block_size=self.kv_cache_block_size,
-            weights=self.weights,
+            weights=Weights.from_options(self),
             tracks_output_blocks=self.router_track_output_blocks,
             uses_kv_events=self.uses_kv_events,
             max_index_blocks=self.router_max_index_blocks,

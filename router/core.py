@@ -19,7 +19,7 @@ from dynamo.router.entries import read_registered, read_worker
 from dynamo.router.event_sources import EventSources
 from dynamo.router.fleet import Fleet
 from dynamo.router.index import PrefixIndex
-from dynamo.router.inquiries import Inquiries, placed, receipt_of
+from dynamo.router.inquiries import Inquiries, placed, reason_of, receipt_of
 from dynamo.router.overload import OverloadMonitor
 from dynamo.router.placing import Placing, refused
 from dynamo.router.predicted import PredictedIndex
@@ -34,6 +34,7 @@ from dynamo.shared.kv_events import LoadReport
 from dynamo.shared.messages import (
     AcceptorMessage,
     ActiveRequest,
+    Candidate,
     Explain,
     Free,
     GetThresholds,
@@ -105,14 +106,17 @@ class Rules(Struct, frozen=True, kw_only=True):
         return self.router_mode == "kv"
 
 
+OnDecision = Callable[[Question, Choice, str, list[Candidate], float], None]
+"""(question, choice, reason, what was compared, seconds in the queue)"""
+
+
 class Note(NamedTuple):
     session_id: str
     policy_class: str
 
 
 class Router:
-    """`policy` is the operator's own way to choose; `on_decision` is told of every placement and what it was chosen
-    from, `on_worker` of workers that come (True) and go."""
+    """`policy` is the operator's own way to choose; `on_decision` is told of every placement."""
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Router:
         rng: random.Random,
         *,
         policy: PolicyRunner | None = None,
-        on_decision: Callable[[Question, Choice, float], None] | None = None,
+        on_decision: OnDecision | None = None,
     ) -> None:
         self.rules = rules
         self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
@@ -376,6 +380,7 @@ class Router:
     def _start(self, peer: bytes, question: Question, waited_s: float) -> None:
         """Choose, remember, answer."""
         place = question.place
+        compared = question.live.selector.look(question) if self._on_decision is not None else []
         choice = question.live.selector.select(question)
         if choice is None:
             mode = self.rules.router_mode
@@ -392,7 +397,7 @@ class Router:
             self._count_load(peer, question, choice)
             self._take_note(peer, question, choice)
         if self._on_decision is not None:
-            self._on_decision(question, choice, waited_s)
+            self._on_decision(question, choice, reason_of(question, choice), compared, waited_s)
         self._count("placed")
         receipt = receipt_of(question, choice, waited_s) if question.wants_receipt else None
         self._say(peer, placed(question, choice, receipt))

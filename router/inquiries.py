@@ -98,10 +98,14 @@ def placed(question: Question, choice: Choice, receipt: Receipt | None) -> Place
 
 
 def receipt_of(question: Question, choice: Choice, waited_s: float) -> Receipt:
-    receipt = choice.receipt or Receipt("mode", len(question.candidates))
-    reason = receipt.reason
+    receipt = choice.receipt or Receipt("", len(question.candidates))
+    return replace(receipt, reason=reason_of(question, choice), queue_wait_ms=waited_s * 1000)
+
+
+def reason_of(question: Question, choice: Choice) -> str:
+    """A pin goes before a session, and a session before what a mode would choose."""
     if question.place.instance_id is not None:
-        reason = "pinned"
-    elif question.favoured is not None and question.favoured.instance_id == choice.instance_id:
-        reason = "affinity"
-    return replace(receipt, reason=reason, queue_wait_ms=waited_s * 1000)
+        return "pinned"
+    if question.favoured is not None and question.favoured.instance_id == choice.instance_id:
+        return "affinity"
+    return choice.reason

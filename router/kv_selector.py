@@ -47,8 +47,12 @@ class KvSelector:
 
     def select(self, question: Question) -> Choice:
         view = self.view(question)
-        at = self._pick(question, view)
-        return self._choice(question, view, at)
+        own = pick(view.costs, view.weights.router_temperature, self._fleet.rng)
+        wanted = self._wanted(question, view)
+        if wanted is None or self._fleet.policy is None:
+            return self._choice(question, view, own, "cost")
+        reason = "cost" if self._fleet.policy.is_shadow else "policy"
+        return self._choice(question, view, self._fleet.policy.settle(own, wanted), reason)
 
     def look(self, question: Question) -> list[Candidate]:
         view = self.view(question)
@@ -63,29 +67,25 @@ class KvSelector:
 
     # ---- choosing
 
-    def _pick(self, question: Question, view: View) -> int:
-        """The operator's own policy decides if there is one and it answers in time."""
-        policy, temperature = self._fleet.policy, view.weights.router_temperature
-        if policy is None:
-            return pick(view.costs, temperature, self._fleet.rng)
-        scores = policy.scores(_policy_request(question, view), view.candidates)
-        own = pick(view.costs, temperature, self._fleet.rng)
-        if scores is None:
-            return own
-        wanted = pick(scores, 0.0, self._fleet.rng)
-        return policy.settle(own, wanted)
+    def _wanted(self, question: Question, view: View) -> int | None:
+        """What the operator's own policy wants, if there is one and it answers in time."""
+        if self._fleet.policy is None:
+            return None
+        scores = self._fleet.policy.scores(_policy_request(question, view), view.candidates)
+        return None if scores is None else pick(scores, 0.0, self._fleet.rng)
 
-    def _choice(self, question: Question, view: View, at: int) -> Choice:
+    def _choice(self, question: Question, view: View, at: int, reason: str) -> Choice:
         row, block_size = view.candidates, question.live.block_size
         device = int(row.device_blocks[at])
-        cached = device + int(row.host_blocks[at]) + int(row.disk_blocks[at]) + int(row.external_blocks[at])
+        cached_tokens = round(_effective_blocks(view, at) * block_size)
         return Choice(
             int(row.instance_ids[at]),
             int(row.dp_ranks[at]),
             device,
-            min(cached * block_size, question.place.num_tokens),
-            _receipt(view, at, "cost" if self._fleet.policy is None else "policy") if question.wants_receipt else None,
+            min(cached_tokens, question.place.num_tokens),
+            _receipt(view, at) if question.wants_receipt else None,
             view.weights,
+            reason,
         )
 
     # ---- what is compared
@@ -161,6 +161,14 @@ class KvSelector:
         return self._weights[1]
 
 
+def _effective_blocks(view: View, at: int) -> float:
+    """Cached blocks in units of those that cost nothing to use, as Dynamo counts them when it books the rest."""
+    row, weights = view.candidates, view.weights
+    below = int(row.disk_blocks[at]) + int(row.external_blocks[at])
+    host = weights.host_cache_hit_weight * int(row.host_blocks[at])
+    return int(row.device_blocks[at]) + host + weights.disk_cache_hit_weight * below
+
+
 def _counts(blocks: dict[int, int], slots: Ints) -> Ints:
     if not blocks:
         return np.zeros(len(slots), np.int64)
@@ -182,10 +190,11 @@ def _policy_request(question: Question, view: View) -> PolicyRequest:
     )
 
 
-def _receipt(view: View, at: int, reason: str) -> Receipt:
+def _receipt(view: View, at: int) -> Receipt:
+    """Without its reason, which is that of the choice."""
     row = view.candidates
     return Receipt(
-        reason,
+        "",
         len(row),
         view.num_blocks,
         int(row.device_blocks[at]),

@@ -27,6 +27,11 @@ MAX_CONFIG_LINE = 1 << 20  # bytes
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["replay"]:
+        from dynamo.router import replay  # with numpy
+
+        replay.main(sys.argv[2:])
+        return
     setproctitle.setproctitle("dynamo::router")
     try:
         configure_logging("router")

@@ -153,11 +153,15 @@ class Placing:
         return [instance_id for instance_id in candidates if self._is_wanted(instance_id, hints)]
 
     def _not_overloaded(self, pools: list[Pool]) -> list[Pool]:
-        return [
-            (live, free)
-            for live, candidates in pools
-            if (free := [instance_id for instance_id in candidates if not self._is_overloaded(live, instance_id)])
-        ]
+        return [(live, free) for live, candidates in pools if (free := self._free_ones(live, candidates))]
+
+    def _free_ones(self, live: LiveSet, candidates: Sequence[int]) -> Sequence[int]:
+        """The very same list if all are: selectors remember what they worked out for it."""
+        busy = self._overload.overloaded_slots(live.model)
+        if not busy:
+            return candidates
+        slots_of = self._fleet.ranks.slots_of
+        return [i for i in candidates if not (ranks := slots_of(i).values()) or not busy.issuperset(ranks)]
 
     def _is_overloaded(self, live: LiveSet, instance_id: int) -> bool:
         slots = self._fleet.ranks.slots_of(instance_id).values()

@@ -40,6 +40,7 @@ class Choice(NamedTuple):
     cached_tokens: int = 0
     receipt: Receipt | None = None
     weights: Weights | None = None  # if others than the router's own counted
+    reason: str = "mode"
 
 
 class Selector(Protocol):

@@ -6,27 +6,41 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
+from dynamo.router.decisions import DecisionLog
 from dynamo.router.metrics import RouterMetrics
 from dynamo.shared.channel import RouterChannel
+from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import CARDS, INSTANCES, Change, Discovery, DiscoveryError
 from dynamo.shared.messages import AcceptorMessage, TableDelta
 from dynamo.shared.metrics import Registry
 
+if TYPE_CHECKING:
+    from dynamo.router.policies import PolicyRunner
+
 log = logging.getLogger("dynamo.router")
 
 TICK_S = 1.0
+MIB = 1 << 20
 
 
 class RouterServer:
     """Serves one `bind` address; made and used inside the running loop."""
 
     def __init__(self, config: RouterConfig, discovery: Discovery) -> None:
-        self._core = Router(config.rules, random.Random(config.random_seed))
+        self._decisions = _decision_log(config)
+        self._core = Router(
+            config.rules,
+            random.Random(config.random_seed),
+            policy=_policy(config),
+            on_decision=self._decisions.note if self._decisions is not None else None,
+        )
         self._bind = config.bind
         self._discovery = discovery
         self._loop = asyncio.get_running_loop()
@@ -64,6 +78,8 @@ class RouterServer:
             self._timer.cancel()
         if self._channel is not None:
             self._channel.close()
+        if self._decisions is not None:
+            self._decisions.close()
         self._save_metrics()
 
     def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
@@ -94,11 +110,32 @@ class RouterServer:
         self._send_outgoing()
         for peer in self._core.acceptors.by_peer:
             self._channel.probe(peer)
+        if self._decisions is not None:
+            self._decisions.flush()
         self._save_metrics()
 
     def _save_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.save(self._core)
+
+
+def _decision_log(config: RouterConfig) -> DecisionLog | None:
+    if config.router_decision_log is None:
+        return None
+    return DecisionLog(Path(config.router_decision_log), int(config.router_decision_log_max_mb * MIB))
+
+
+def _policy(config: RouterConfig) -> PolicyRunner | None:
+    """Raises ConfigError for one that cannot be loaded."""
+    if config.router_policy is None:
+        return None
+    if config.mode != "kv":
+        raise ConfigError(f"--router-policy chooses among costs: it needs --router-mode kv, not {config.mode}")
+    from dynamo.router.policies import PolicyRunner, load_policy  # with numpy
+
+    score = load_policy(config.router_policy)
+    budget_ms, is_shadow = config.router_policy_budget_ms, config.router_policy_shadow
+    return PolicyRunner(score, budget_ms, is_shadow, clock=time.perf_counter, name=config.router_policy)
 
 
 def _metrics() -> RouterMetrics | None:

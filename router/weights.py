@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, field
 
 from dynamo.shared.card import CardError
+from dynamo.shared.kv_router_options import KvRouterOptions
 from dynamo.shared.protocol import RouterConfigOverride
 
 
@@ -55,6 +56,23 @@ class Weights(Struct, frozen=True, kw_only=True):
         except msgspec.MsgspecError as error:
             raise CardError(f"router_config cannot be read: {error}") from None
         return None if found is None else found.kv_router_config
+
+    @classmethod
+    def from_options(cls, options: KvRouterOptions) -> Weights:
+        """The operator's own. Raises ValueError."""
+        by_load = options.load_aware
+        return cls(
+            overlap_score_credit=options.weight_credit,
+            overlap_score_credit_decay=options.router_kv_overlap_score_credit_decay,
+            prefill_load_scale=options.weight_scale,
+            decode_active_request_weight=options.router_decode_active_request_weight,
+            host_cache_hit_weight=options.router_host_cache_hit_weight,
+            disk_cache_hit_weight=options.router_disk_cache_hit_weight,
+            router_temperature=options.router_temperature,
+            track_prefill_tokens=options.router_track_prefill_tokens or by_load,
+            track_active_blocks=options.router_track_active_blocks or by_load,
+            assume_kv_reuse=options.router_assume_kv_reuse and not by_load,
+        )
 
     def overridden(self, by: RouterConfigOverride) -> Weights:
         """These weights with a request's own in their place."""

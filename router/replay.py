@@ -1,0 +1,185 @@
+"""`dynamo-router replay LOG`: what would another policy have chosen?
+
+Every logged decision is taken again on what was known at its time, with the weights of the flags or a policy of your
+own. What the other choice would have changed later (other caches, other loads) is not in the log and not in the answer.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from dynamo.router.cost import Candidates, Ints, costs, pick
+from dynamo.router.decisions import Decision, Row, UnreadableLog, read
+from dynamo.router.policies import PolicyRequest, PolicyRunner, load_policy
+from dynamo.router.weights import Weights
+from dynamo.shared.config import ConfigError, option
+from dynamo.shared.kv_router_options import KvRouterOptions
+
+PROG = "dynamo-router replay"
+Pick = Callable[[Decision], int]  # the row that is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(KvRouterOptions):
+    random_seed: int = option(0, help="Of ties and of --router-temperature.")
+    as_json: bool = option(False, flags=("--json",), help="Print one JSON object instead of a table.")
+
+
+class Tally(Struct):
+    """Choices of one policy over a log. `load_spread` is the deviation of requests per rank over their mean."""
+
+    cached_blocks: int = 0
+    cost: float = 0.0
+    per_rank: Counter[tuple[int, int]] = msgspec.field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        self.cached_blocks += row.device_blocks + row.host_blocks + row.disk_blocks + row.external_blocks
+        self.cost += row.cost or 0.0
+        self.per_rank[row.instance_id, row.dp_rank] += 1
+
+    @property
+    def load_spread(self) -> float:
+        counts = list(self.per_rank.values())
+        return statistics.pstdev(counts) / statistics.mean(counts) if counts else 0.0
+
+
+class Comparison(Struct):
+    num_decisions: int = 0
+    num_agreed: int = 0
+    num_skipped: int = 0  # pinned, or nothing was compared
+    prompt_blocks: int = 0
+    logged: Tally = msgspec.field(default_factory=Tally)
+    replayed: Tally = msgspec.field(default_factory=Tally)
+
+    def as_dict(self) -> dict[str, object]:
+        def told(tally: Tally) -> dict[str, float]:
+            return {
+                "cached_share": tally.cached_blocks / max(1, self.prompt_blocks),
+                "load_spread": tally.load_spread,
+                "ranks_used": len(tally.per_rank),
+            }
+
+        return {
+            "decisions": self.num_decisions,
+            "skipped": self.num_skipped,
+            "agreement": self.num_agreed / max(1, self.num_decisions),
+            "logged": told(self.logged),
+            "replayed": told(self.replayed),
+        }
+
+
+def replay(decisions: Iterable[Decision], choose: Pick) -> Comparison:
+    """Pins and sessions were constraints, not choices: they are left out."""
+    found = Comparison()
+    for decision in decisions:
+        taken = next((row for row in decision.candidates if _is_chosen(decision, row)), None)
+        if taken is None or decision.reason in ("pinned", "affinity"):
+            found.num_skipped += 1
+            continue
+        other = decision.candidates[choose(decision)]
+        found.num_decisions += 1
+        found.num_agreed += other is taken
+        found.prompt_blocks += -(-decision.num_tokens // decision.block_size)
+        found.logged.add(taken)
+        found.replayed.add(other)
+    return found
+
+
+def by_weights(weights: Weights, rng: random.Random) -> Pick:
+    def choose(decision: Decision) -> int:
+        found = costs(as_candidates(decision.candidates), decision.num_tokens, decision.block_size, weights)
+        return pick(found, weights.router_temperature, rng)
+
+    return choose
+
+
+def by_policy(policy: PolicyRunner, otherwise: Pick, rng: random.Random) -> Pick:
+    """Where the policy fails, as live: the built-in selection."""
+
+    def choose(decision: Decision) -> int:
+        scores = policy.scores(_request(decision), as_candidates(decision.candidates))
+        return otherwise(decision) if scores is None else pick(scores, 0.0, rng)
+
+    return choose
+
+
+def as_candidates(rows: list[Row]) -> Candidates:
+    def column(name: str) -> Ints:
+        return np.array([getattr(row, name) for row in rows], np.int64)
+
+    return Candidates(
+        slots=np.arange(len(rows)),
+        instance_ids=np.array([row.instance_id for row in rows], np.uint64),
+        dp_ranks=column("dp_rank"),
+        device_blocks=column("device_blocks"),
+        host_blocks=column("host_blocks"),
+        disk_blocks=column("disk_blocks"),
+        external_blocks=column("external_blocks"),
+        prefill_tokens=column("prefill_tokens"),
+        decode_blocks=np.array([row.decode_blocks for row in rows], np.float64),
+        new_blocks=column("new_blocks"),
+        num_requests=column("num_requests"),
+    )
+
+
+def _is_chosen(decision: Decision, row: Row) -> bool:
+    return row.instance_id == decision.instance_id and decision.dp_rank in (None, row.dp_rank)
+
+
+def _request(decision: Decision) -> PolicyRequest:
+    return PolicyRequest(
+        model=decision.model,
+        num_tokens=decision.num_tokens,
+        block_size=decision.block_size,
+        num_blocks=-(-decision.num_tokens // decision.block_size),
+        priority_jump=decision.priority_jump,
+        strict_priority=decision.strict_priority,
+        session_id=decision.session_id,
+        lora_name=decision.lora_name,
+        label=decision.label,
+    )
+
+
+def main(argv: list[str]) -> None:
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        sys.exit(f"{PROG}: name the log first: {PROG} LOG [options]")
+    if argv[0] in ("-h", "--help"):
+        ReplayConfig.load(argv, prog=f"{PROG} LOG", description=__doc__ or "")
+    config, _ = ReplayConfig.load(argv[1:], prog=PROG, description="Decide a decision log again.")
+    try:
+        report(run(Path(argv[0]), config), config.as_json)
+    except (ConfigError, UnreadableLog, OSError) as error:
+        sys.exit(f"{PROG}: {error}")
+
+
+def run(path: Path, config: ReplayConfig) -> Comparison:
+    rng = random.Random(config.random_seed)
+    choose = by_weights(Weights.from_options(config), rng)
+    if config.router_policy is not None:
+        score = load_policy(config.router_policy)
+        runner = PolicyRunner(score, config.router_policy_budget_ms, clock=time.perf_counter, name=config.router_policy)
+        choose = by_policy(runner, choose, rng)
+    return replay(read(path), choose)
+
+
+def report(found: Comparison, as_json: bool) -> None:
+    told = found.as_dict()
+    if as_json:
+        print(msgspec.json.encode(told).decode())
+        return
+    print(f"{found.num_decisions} decisions, {found.num_skipped} skipped, {told['agreement']:.1%} chosen alike")
+    print(f"{'':10} {'cached share':>12} {'load spread':>12} {'ranks used':>12}")
+    for name, tally in (("logged", found.logged), ("replayed", found.replayed)):
+        share = tally.cached_blocks / max(1, found.prompt_blocks)
+        print(f"{name:10} {share:>12.1%} {tally.load_spread:>12.3f} {len(tally.per_rank):>12}")
