@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-MAX_MESSAGES_PER_TURN = 256
-MAX_BYTES_PER_TURN = 256 << 10
+MAX_MESSAGES_PER_TURN = 128
+MAX_BYTES_PER_TURN = 64 << 10
 
 
 class TurnBudget:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Protocol
 
 import msgspec
 
 from dynamo.shared.discovery import EVENT_CHANNELS, Change, Discovery, Put
 from dynamo.shared.event_plane import EndpointScope, EventChannel
-from dynamo.shared.event_plane.subscriber import EventSubscriber
 
 log = logging.getLogger("dynamo.events")
 
@@ -18,13 +18,25 @@ MAX_CHANNELS = 65_536
 _decode_channel = msgspec.json.Decoder(EventChannel).decode
 
 
+class Subscriber(Protocol):
+    """Who receives the events of one topic."""
+
+    @property
+    def topic(self) -> str: ...
+
+    def connect(self, channel: EventChannel) -> None:
+        """Raises OSError, and changes nothing, when that cannot be."""
+
+    def disconnect(self, channel: EventChannel) -> None: ...
+
+
 class ChannelWatch:
     """One watch for all topics of a process. `is_relevant` says of which endpoints the events are wanted."""
 
     def __init__(
         self,
         discovery: Discovery,
-        subscribers: Iterable[EventSubscriber],
+        subscribers: Iterable[Subscriber],
         is_relevant: Callable[[EndpointScope], bool] = lambda _scope: True,
     ) -> None:
         self._subscribers = {subscriber.topic: subscriber for subscriber in subscribers}

@@ -31,7 +31,7 @@ class EventSubscriber:
     ) -> None:
         self.topic = topic
         self._on_envelope = on_envelope
-        self._zmq = ZmqInlet(topic, self._receive, self._note_malformed)
+        self._zmq = ZmqInlet(topic, self.receive, self._note_malformed)
         self._nats = nats
         self._num_users: Counter[tuple[str, str]] = Counter()  # of an address; NATS publishers share a subject
         self._next_sequence: dict[int, int] = {}
@@ -70,7 +70,7 @@ class EventSubscriber:
         if kind == zmq_plane.KIND:
             self._zmq.connect(address)
         elif self._nats is not None:
-            self._nats.subscribe(nats_plane.subject_of(address, self.topic), self._receive)
+            self._nats.subscribe(nats_plane.subject_of(address, self.topic), self.receive)
         else:
             raise OSError("this process does not use NATS")
 
@@ -80,7 +80,8 @@ class EventSubscriber:
         elif self._nats is not None:
             self._nats.unsubscribe(nats_plane.subject_of(address, self.topic))
 
-    def _receive(self, message: bytes) -> None:
+    def receive(self, message: bytes) -> None:
+        """An encoded envelope, from wherever."""
         try:
             envelope = decode_envelope(message)
         except msgspec.MsgspecError as error:
