@@ -115,10 +115,11 @@ def score(policy: str, waiting: Waiting) -> float:
 class _Entry(Struct, eq=False):
     waiting: Waiting
     arrival: int
+    num_looks: int = 0  # at what is cached of it; each makes a new entry
     is_live: bool = True  # a heap may hold entries that were removed
 
 
-Order = tuple[int, float, int]  # the smallest goes first; no two entries of a queue are equal
+Order = tuple[int, float, int, int]  # the smallest goes first; no two entries of a queue are equal
 LaneKey = tuple[str, tuple[int, int | None] | None]  # worker set, pin
 
 
@@ -181,7 +182,8 @@ class _ClassQueue:
         waiting = entry.waiting
         self._count(waiting, 1)
         hints = waiting.place.hints or NO_HINTS
-        order = (-hints.strict_priority, -score(self.policy_class.queue_policy, waiting), entry.arrival)
+        rank = score(self.policy_class.queue_policy, waiting)
+        order = (-hints.strict_priority, -rank, entry.arrival, entry.num_looks)
         self.lanes.setdefault(_lane_of(waiting), _Lane()).push(order, entry)
 
     def drop(self, entry: _Entry) -> None:
@@ -220,7 +222,9 @@ class PlacementQueue:
     ) -> None:
         self._queues = {policy_class.name: _ClassQueue(policy_class) for policy_class in classes}
         self._ring = list(self._queues.values())
-        self._cursor = 0
+        self._cursor = (
+            0  # whose turn comes next: it moves only past those that got their quantum, or shares would drift
+        )
         self._spending: _ClassQueue | None = None  # has credit left of its last turn
         self._by_peer: dict[bytes, dict[int, _Entry]] = {}
         self._arrivals = count()
@@ -315,7 +319,8 @@ class PlacementQueue:
 
         while (turn := self._next_turn(head_of)) is not None:
             queue, entry = turn
-            self._charge(queue, entry.waiting.cost)
+            queue.deficit -= entry.waiting.cost
+            self._spending = queue
             self._drop(entry)
             yield entry.waiting
 
@@ -332,19 +337,12 @@ class PlacementQueue:
             return spending, entry
         ring = self._ring[self._cursor :] + self._ring[: self._cursor]
         heads = [(queue, entry) for queue in ring if (entry := head_of(queue)) is not None]
-        if not heads:
-            return None
         for queue, entry in heads:
-            if entry.waiting.cost > queue.deficit:
-                queue.deficit += queue.policy_class.quantum
+            queue.deficit += queue.policy_class.quantum
             if entry.waiting.cost <= queue.deficit:
+                self._cursor = (self._ring.index(queue) + 1) % len(self._ring)
                 return queue, entry
-        return _skip_rounds(heads)
-
-    def _charge(self, queue: _ClassQueue, cost: int) -> None:
-        queue.deficit -= cost
-        self._cursor = (self._ring.index(queue) + 1) % len(self._ring)
-        self._spending = queue
+        return _skip_rounds(heads) if heads else None
 
     # ---- overlap that changes while they wait
 
@@ -361,7 +359,7 @@ class PlacementQueue:
     def _rescore(self, entry: _Entry, cached_tokens: int, now: float) -> None:
         waiting = entry.waiting
         queue = self._queues[waiting.policy_class]
-        fresh = _Entry(waiting, entry.arrival)
+        fresh = _Entry(waiting, entry.arrival, entry.num_looks + 1)
         deficit = queue.deficit
         queue.drop(entry)
         waiting.cached_tokens = cached_tokens
