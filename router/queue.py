@@ -222,9 +222,8 @@ class PlacementQueue:
     ) -> None:
         self._queues = {policy_class.name: _ClassQueue(policy_class) for policy_class in classes}
         self._ring = list(self._queues.values())
-        self._cursor = (
-            0  # whose turn comes next: it moves only past those that got their quantum, or shares would drift
-        )
+        # Whose turn comes next. It moves past a class only with the quantum of that turn, or shares would drift.
+        self._cursor = 0
         self._spending: _ClassQueue | None = None  # has credit left of its last turn
         self._by_peer: dict[bytes, dict[int, _Entry]] = {}
         self._arrivals = count()
@@ -336,8 +335,11 @@ class PlacementQueue:
         if spending is not None and (entry := head_of(spending)) and entry.waiting.cost <= spending.deficit:
             return spending, entry
         ring = self._ring[self._cursor :] + self._ring[: self._cursor]
-        heads = [(queue, entry) for queue in ring if (entry := head_of(queue)) is not None]
-        for queue, entry in heads:
+        heads: list[tuple[_ClassQueue, _Entry]] = []
+        for queue in ring:
+            if (entry := head_of(queue)) is None:
+                continue
+            heads.append((queue, entry))
             queue.deficit += queue.policy_class.quantum
             if entry.waiting.cost <= queue.deficit:
                 self._cursor = (self._ring.index(queue) + 1) % len(self._ring)
