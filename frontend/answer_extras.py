@@ -27,13 +27,20 @@ _YES = frozenset(("true", "1", "yes", "on"))
 
 
 class AnswerExtras:
-    """What one request asks for. `block_size` is that of the model's workers, in tokens."""
+    """What one request asks for. `ask` comes before the request is placed, the rest after it."""
 
-    def __init__(self, fields: frozenset[str], tells_route: bool, block_size: int) -> None:
+    def __init__(self, fields: frozenset[str], tells_route: bool) -> None:
         self._tells_route = tells_route
-        self._block_size = block_size
+        self._block_size = 0
         self._in_chunks = [name for name in _IN_CHUNKS if name in fields]
         self._at_end = [name for name in _AT_END if name in fields]
+
+    def ask(self, batch: Sequence[Prepared], block_size: int) -> None:
+        """Have the router give receipts. `block_size` is that of the model's workers, in tokens."""
+        self._block_size = block_size
+        for prepared in batch:
+            hints = replace(prepared.wishes.hints or RoutingHints(), wants_receipt=True)
+            prepared.wishes = replace(prepared.wishes, hints=hints)
 
     def of_chunk(self, record: RequestRecord) -> JsonObject:
         """`nvext` of a chunk in mid-stream."""
@@ -54,24 +61,21 @@ class AnswerExtras:
         return compact(route_receipt(record, self._block_size)).encode("ascii")
 
 
-def extras_of(request: GenerateRequest, exchange: Exchange, block_size: int) -> AnswerExtras | None:
+def extras_of(request: GenerateRequest, exchange: Exchange) -> AnswerExtras | None:
     """None for a request that asks for nothing; names that are unknown here are for the worker."""
-    tells_route = (exchange.header(ROUTE_RECEIPT) or "").strip().lower() in _YES
+    header = exchange.header(ROUTE_RECEIPT)
     asked = request.nvext.extra_fields if request.nvext is not None else None
-    fields = _KNOWN.intersection(asked) if asked else _NOTHING
-    return AnswerExtras(fields, tells_route, block_size) if fields or tells_route else None
-
-
-def ask_for_receipts(batch: Sequence[Prepared]) -> None:
-    for prepared in batch:
-        hints = replace(prepared.wishes.hints or RoutingHints(), wants_receipt=True)
-        prepared.wishes = replace(prepared.wishes, hints=hints)
+    if header is None and not asked:
+        return None
+    tells_route = header is not None and header.strip().lower() in _YES
+    fields = _KNOWN.intersection(asked or ())
+    return AnswerExtras(fields, tells_route) if fields or tells_route else None
 
 
 def wants_dry_run(request: GenerateRequest) -> bool:
     """Dynamo writes the annotation with a colon and anything after it."""
     annotations = request.nvext.annotations if request.nvext is not None else None
-    return any(name.partition(":")[0] == DRY_RUN for name in annotations or ())
+    return annotations is not None and any(name.partition(":")[0] == DRY_RUN for name in annotations)
 
 
 def worker_ids(placed: Placed) -> JsonObject:
@@ -105,4 +109,3 @@ Field = Callable[[RequestRecord, int], Any]
 _IN_CHUNKS: dict[str, Field] = {"worker_id": _worker_ids}
 _AT_END: dict[str, Field] = {"timing": _timing, "route_receipt": route_receipt}
 _KNOWN = frozenset(_IN_CHUNKS) | frozenset(_AT_END)
-_NOTHING: frozenset[str] = frozenset()

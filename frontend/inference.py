@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
-from dynamo.frontend.answer_extras import AnswerExtras, ask_for_receipts, extras_of, wants_dry_run, worker_ids
+from dynamo.frontend.answer_extras import AnswerExtras, extras_of, wants_dry_run, worker_ids
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
 from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
 from dynamo.frontend.openai import GenerateRequest
@@ -124,9 +124,8 @@ class Inference:
         if wants_dry_run(request):
             await self._answer_dry(exchange, headers, mouth, batch[0], record, created)
             return
-        extras = extras_of(request, exchange, self._pipeline.block_size(batch[0]))
-        if extras is not None:
-            ask_for_receipts(batch)
+        if (extras := extras_of(request, exchange)) is not None:
+            extras.ask(batch, self._pipeline.block_size(batch[0]))
         if record.is_stream:
             events = EventRenderer(mouth, request, record, created, extras)
             await self._stream(SseStream(exchange, headers, self._keep_alive), events, batch, record)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynamo.shared.metrics import Distribution as Histogram
-from dynamo.shared.metrics import Family, Labels, Merge, Registry, Value
+from dynamo.shared.metrics import Distribution, Family, Labels, Merge, Registry, Value
 
 Bounds = tuple[float, ...]
 
@@ -25,7 +24,7 @@ class Gauge(NamedTuple):
     merge: Merge = "sum"
 
 
-class Distribution(NamedTuple):
+class Histogram(NamedTuple):
     help: str
     bounds: Bounds
     labels: Labels = ()
@@ -114,17 +113,17 @@ GAUGES = {
 }
 
 HISTOGRAMS = {
-    "request_duration_seconds": Distribution("From the request's headers to its last byte.", _SECONDS, _MODEL),
-    "time_to_first_token_seconds": Distribution("From the request's headers to the first token.", _TTFT, _MODEL),
-    "inter_token_latency_seconds": Distribution("Time between tokens: a request's mean, once per gap.", _ITL, _MODEL),
-    "input_sequence_tokens": Distribution("Prompt tokens.", _TOKENS, _MODEL),
-    "output_sequence_tokens": Distribution("Generated tokens.", _OUTPUT_TOKENS, _MODEL),
-    "cached_tokens": Distribution("Prompt tokens the worker found in its cache.", _TOKENS, _MODEL),
-    "stage_duration_seconds": Distribution("Time in a stage of the pipeline.", _STAGES, ("stage",)),
-    "event_loop_delay_seconds": Distribution("How late the event loop runs what is due.", _LOOP_DELAY),
-    "dynamo_request_plane_roundtrip_ttft_seconds": Distribution("From placement to the first token.", _ROUND_TRIP),
-    "dynamo_router_overhead_block_hashing_ms": Distribution("Hashing the blocks of a prompt, in ms.", _HASHING_MS),
-    "dynamo_router_overhead_total_ms": Distribution("Hashing and placement of a request, in ms.", _OVERHEAD_MS),
+    "request_duration_seconds": Histogram("From the request's headers to its last byte.", _SECONDS, _MODEL),
+    "time_to_first_token_seconds": Histogram("From the request's headers to the first token.", _TTFT, _MODEL),
+    "inter_token_latency_seconds": Histogram("Time between tokens: a request's mean, once per gap.", _ITL, _MODEL),
+    "input_sequence_tokens": Histogram("Prompt tokens.", _TOKENS, _MODEL),
+    "output_sequence_tokens": Histogram("Generated tokens.", _OUTPUT_TOKENS, _MODEL),
+    "cached_tokens": Histogram("Prompt tokens the worker found in its cache.", _TOKENS, _MODEL),
+    "stage_duration_seconds": Histogram("Time in a stage of the pipeline.", _STAGES, ("stage",)),
+    "event_loop_delay_seconds": Histogram("How late the event loop runs what is due.", _LOOP_DELAY),
+    "dynamo_request_plane_roundtrip_ttft_seconds": Histogram("From placement to the first token.", _ROUND_TRIP),
+    "dynamo_router_overhead_block_hashing_ms": Histogram("Hashing the blocks of a prompt, in ms.", _HASHING_MS),
+    "dynamo_router_overhead_total_ms": Histogram("Hashing and placement of a request, in ms.", _OVERHEAD_MS),
 }
 
 
@@ -138,7 +137,7 @@ class Families:
         self.gauges: dict[str, Family[Value]] = {
             name: registry.gauge(_full(prefix, name), *spec) for name, spec in GAUGES.items()
         }
-        self.histograms: dict[str, Family[Histogram]] = {
+        self.histograms: dict[str, Family[Distribution]] = {
             name: registry.histogram(_full(prefix, name), *spec) for name, spec in HISTOGRAMS.items()
         }
 

@@ -178,6 +178,7 @@ class FrontendMetrics:
         families = self.families = Families(registry, prefix)
         registry.take_over()
         counters, stages = families.counters, families.histograms["stage_duration_seconds"]
+        self._request = counters["request"].labels()
         self._preprocess = stages.labels("preprocess")
         self._route = stages.labels("route")
         self._round_trips = (
@@ -234,7 +235,7 @@ class FrontendMetrics:
         counters, kind = self.families.counters, _request_type(record)
         status, error_type = ("error", error_type_of(record.error)) if record.error else ("success", "")
         counters["requests"].labels(record.model, record.endpoint, kind, status, error_type).inc()
-        counters["request"].labels().inc()
+        self._request.inc()
         if error_type == "cancelled":
             counters["model_cancellation"].labels(record.model, record.endpoint, kind).inc()
             self.families.gauges["disconnected_clients"].labels().inc()
