@@ -41,7 +41,7 @@ class HeldBlocks(Coverage):
 
     def __init__(self, slot: int) -> None:
         super().__init__(slot)
-        self.names: dict[str, dict[int, int]] = {DEVICE: {}}
+        self.names: dict[str, dict[int, int]] = {tier: {} for tier in TIERS}
         self.num_more_names: dict[tuple[str, int], int] = {}
         self.num_holes = 0
 
@@ -57,8 +57,8 @@ class PrefixIndex:
     with the most forgets the oldest of its blocks that no other follows, until one in 256 is free; matches of that
     rank become shorter. What the engine says later of forgotten blocks counts as unknown.
 
-    `num_unknown_parents` counts stored events that could not be applied, `num_unknown_removals` and `num_evicted`
-    count blocks.
+    `num_unknown_parents` and `num_conflicts` count stored events that could not be applied, or not to their end;
+    `num_unknown_removals` and `num_evicted` count blocks.
     """
 
     def __init__(self, max_blocks: int) -> None:
@@ -67,6 +67,7 @@ class PrefixIndex:
         self.num_holes = 0
         self.num_evicted = 0
         self.num_unknown_parents = 0
+        self.num_conflicts = 0
         self.num_unknown_removals = 0
         self._tree = PrefixTree()
         self._lower = {tier: LowerTier() for tier in (HOST, DISK, EXTERNAL)}
@@ -123,7 +124,7 @@ class PrefixIndex:
         """Blocks by the engine's names; unknown ones are counted and ignored."""
         tier = _known(tier)
         rank = self._ranks.get(slot)
-        if rank is None or tier not in rank.names:
+        if rank is None:
             self.num_unknown_removals += len(block_hashes)
             return
         names = rank.names[tier]
@@ -132,7 +133,7 @@ class PrefixIndex:
                 self._remove_name(rank, tier, name)
             else:
                 self.num_unknown_removals += 1
-        self._tidy(rank, tier)
+        self._note_lower_tiers(rank)
 
     def clear(self, slot: int) -> None:
         """The rank holds nothing any more, in no tier."""
@@ -213,7 +214,8 @@ class PrefixIndex:
             is_new = len(set(chain)) == len(chain) and not any(self._tree.covers(rank, block) for block in chain)
             if not chain or not is_new or not (path.parent is None or self._tree.covers(rank, path.parent)):
                 raise ValueError("cannot load the prefix index: a path repeats blocks or has no known parent")
-            self._tree.extend(rank, path.parent, chain)
+            if self._tree.extend(rank, path.parent, chain) < len(chain):
+                raise ValueError("cannot load the prefix index: other ranks know a block of it by another parent")
             for block in chain:
                 self._make_hole(rank, block)
 
@@ -238,14 +240,19 @@ class PrefixIndex:
         known = rank.names[DEVICE]
         if not known.keys().isdisjoint(names) or self._tree.covers(rank, chain[0]):
             for name, sequence_hash in zip(names, chain, strict=True):
-                self._store_one(rank, after, name, sequence_hash)
+                if not self._store_one(rank, after, name, sequence_hash):
+                    return
                 after = sequence_hash
             return
-        self._tree.extend(rank, after, chain)
+        num_added = self._tree.extend(rank, after, chain)
+        if num_added < len(chain):
+            self.num_conflicts += 1
+            names, chain = names[:num_added], chain[:num_added]
         num_before = len(known)
         known.update(zip(names, chain, strict=True))
-        self.num_holdings += len(known) - num_before
-        if len(known) - num_before < len(chain):
+        num_named = len(known) - num_before
+        self.num_holdings += num_named
+        if num_named < num_added:
             self._make_holes_of_unnamed(rank, names, chain)
 
     def _make_holes_of_unnamed(self, rank: HeldBlocks, names: list[int], chain: list[int]) -> None:
@@ -255,16 +262,20 @@ class PrefixIndex:
             if known[name] != sequence_hash:
                 self._make_hole(rank, sequence_hash)
 
-    def _store_one(self, rank: HeldBlocks, after: int | None, name: int, sequence_hash: int) -> None:
-        is_covered = self._tree.covers(rank, sequence_hash)
-        if not is_covered:
-            self._tree.extend(rank, after, [sequence_hash])
-        is_new = not is_covered or self._fill_hole(rank, sequence_hash)
+    def _store_one(self, rank: HeldBlocks, after: int | None, name: int, sequence_hash: int) -> bool:
+        """Whether the rank holds it now."""
+        if self._tree.covers(rank, sequence_hash):
+            is_new = self._fill_hole(rank, sequence_hash)
+        elif self._tree.extend(rank, after, [sequence_hash]):
+            is_new = True
+        else:
+            self.num_conflicts += 1
+            return False
         self._name(rank, DEVICE, name, sequence_hash, is_new=is_new)
+        return True
 
     def _store_below(self, rank: HeldBlocks, tier: str, names: list[int], chain: list[int]) -> None:
         self._ranks_with_lower |= rank.bit
-        rank.names.setdefault(tier, {})
         for name, sequence_hash in zip(names, chain, strict=True):
             self._name(rank, tier, name, sequence_hash, is_new=self._lower[tier].add(rank.bit, sequence_hash))
 
@@ -327,11 +338,9 @@ class PrefixIndex:
             self._ranks_with_holes ^= rank.bit
         return True
 
-    def _tidy(self, rank: HeldBlocks, tier: str) -> None:
-        if tier != DEVICE and not rank.names[tier]:
-            del rank.names[tier]
-            if len(rank.names) == 1:
-                self._ranks_with_lower &= ~rank.bit
+    def _note_lower_tiers(self, rank: HeldBlocks) -> None:
+        if self._ranks_with_lower & rank.bit and not any(rank.names[tier] for tier in self._lower):
+            self._ranks_with_lower ^= rank.bit
 
     # ---- the cap
 
@@ -340,7 +349,7 @@ class PrefixIndex:
         while self._size > wanted:
             rank, tier = max(self._holders(), key=_num_kept)
             self._forget_oldest(rank, tier, self._size - wanted)
-            self._tidy(rank, tier)
+            self._note_lower_tiers(rank)
 
     def _holders(self) -> Iterator[tuple[HeldBlocks, str]]:
         return ((rank, tier) for rank in self._ranks.values() for tier in rank.names)

@@ -65,9 +65,11 @@ class PredictedIndex:
         rank = self._ranks.get(slot)
         if rank is None:
             rank = self._ranks[slot] = PlacedBlocks(slot)
-        self._cover(rank, chain)
-        rank.placed_at[chain[-1]] = now
-        rank.placed_at.move_to_end(chain[-1])
+        last = self._cover(rank, chain)
+        if last is None:
+            return
+        rank.placed_at[last] = now
+        rank.placed_at.move_to_end(last)
         self._next_expiry = min(self._next_expiry, now + self._ttl_s)
         if (capacity := self._capacities.get(slot)) is not None:
             self._fit(rank, capacity)
@@ -97,11 +99,15 @@ class PredictedIndex:
         self.num_expired += num_before - self.num_blocks
         self._next_expiry = min((rank.oldest for rank in self._ranks.values()), default=math.inf) + self._ttl_s
 
-    def _cover(self, rank: PlacedBlocks, chain: list[int]) -> None:
+    def _cover(self, rank: PlacedBlocks, chain: list[int]) -> int | None:
+        """The last block of the prompt that the rank covers now: None only if hashes collide."""
         num_covered = self._tree.num_covered(rank, chain)
         if num_covered < len(chain):
-            self._tree.extend(rank, chain[num_covered - 1] if num_covered else None, chain[num_covered:])
-            self.num_blocks += len(chain) - num_covered
+            parent = chain[num_covered - 1] if num_covered else None
+            num_added = self._tree.extend(rank, parent, chain[num_covered:])
+            self.num_blocks += num_added
+            num_covered += num_added
+        return chain[num_covered - 1] if num_covered else None
 
     def _remove_oldest(self, rank: PlacedBlocks) -> None:
         """Forget the end of the rank's oldest prompt: one block, unless another prompt goes through it."""

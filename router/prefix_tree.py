@@ -58,20 +58,26 @@ class PrefixTree:
             return 0
         return bisect_left(chain, True, key=lambda sequence_hash: not self.covers(rank, sequence_hash))
 
-    def extend(self, rank: Coverage, parent: int | None, chain: list[int]) -> None:
-        """Let the rank cover consecutive blocks, at least one. It covers their parent and none of them."""
-        blocks, find, bit, before = self.blocks, self.blocks.get, rank.bit, parent
+    def extend(self, rank: Coverage, parent: int | None, chain: list[int]) -> int:
+        """Let the rank cover consecutive blocks; it covers their parent and none of them. Returns how many: it ends
+        before a block known to follow another parent, which only hashes that are wrong or made to collide can say."""
+        blocks, find, bit, before, num_added = self.blocks, self.blocks.get, rank.bit, parent, 0
         for sequence_hash in chain:
             block = find(sequence_hash)
             if block is None:
                 blocks[sequence_hash] = Block(bit, before)
-            else:
+            elif block.parent == before:
                 block.ranks |= bit
+            else:
+                break
             before = sequence_hash
-        rank.num_blocks += len(chain)
-        rank.num_children[chain[-1]] = 0
-        if parent is not None:
-            _count_child(rank, parent, 1)
+            num_added += 1
+        if num_added:
+            rank.num_blocks += num_added
+            rank.num_children[chain[num_added - 1]] = 0
+            if parent is not None:
+                _count_child(rank, parent, 1)
+        return num_added
 
     def remove_leaf(self, rank: Coverage, leaf: int) -> int | None:
         """Returns the block before it if that is a leaf now."""
