@@ -50,6 +50,9 @@ class ChannelWatch:
     def num_channels(self) -> int:
         return len(self._channels)
 
+    def connected(self) -> list[EventChannel]:
+        return list(self._channels.values())
+
     async def open(self) -> None:
         """Connect to the channels that are there now."""
         self._apply(await anext(self._watch))
