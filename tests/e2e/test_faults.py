@@ -143,7 +143,7 @@ async def test_a_killed_acceptor_takes_only_its_own_streams_along(tmp_path: Path
 
 
 async def test_a_killed_worker_takes_only_its_own_streams_along(tmp_path: Path) -> None:
-    with fleet(tmp_path, "--inhibited-duration-s=600", num_workers=3) as gateway:
+    with fleet(tmp_path, "--inhibited-duration-s=600", "--migration-limit=0", num_workers=3) as gateway:
         streams = await running_streams(gateway, 160)
         answers = streams + await gateway.ask(40, LONG_PROMPT)
         await until(lambda: sum(worker.num_began for worker in gateway.workers) == len(answers), "begun answers")

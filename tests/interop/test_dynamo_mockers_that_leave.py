@@ -33,8 +33,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def gateway(store: Store) -> Iterator[Gateway]:
-    with Gateway("--workers=2", store.flag, mock_workers=0, environment=store.environment) as gateway:
+def gateway(store: Store, request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    """A test may parametrize it with flags."""
+    flags = getattr(request, "param", ())
+    with Gateway("--workers=2", store.flag, *flags, mock_workers=0, environment=store.environment) as gateway:
         yield gateway
         assert "Traceback" not in gateway.log
 
@@ -62,6 +64,7 @@ async def test_workers_come_and_go(store: Store, gateway: Gateway, client: Async
         await ask(client)
 
 
+@pytest.mark.parametrize("gateway", [("--migration-limit=0",)], indirect=True)
 async def test_a_worker_killed_mid_stream(store: Store, gateway: Gateway, client: AsyncOpenAI) -> None:
     with Mocker(store, REAL_TIME) as doomed, Mocker(store, REAL_TIME) as survivor:
         wait_until_everywhere(lambda: len(gateway.instances()) == 2, "two workers")
@@ -87,6 +90,21 @@ async def test_a_worker_killed_mid_stream(store: Store, gateway: Gateway, client
         wait_until_everywhere(lambda: len(gateway.instances()) >= 2, "the worker is back")
         survivor.stop()
         assert [await ask(client) for _ in range(10)] == [2] * 10
+
+
+async def test_answers_of_a_killed_worker_are_continued_by_another(
+    store: Store, gateway: Gateway, client: AsyncOpenAI
+) -> None:
+    with Mocker(store, REAL_TIME) as doomed, Mocker(store, REAL_TIME):
+        wait_until_everywhere(lambda: len(gateway.instances()) == 2, "two workers")
+        streams = [await open_stream(client, max_tokens=1000) for _ in range(2)]
+        unary = [asyncio.create_task(ask(client, max_tokens=1000)) for _ in range(2)]
+        await until_placed(gateway, 4)
+        for stream in streams:
+            await anext(stream)
+        doomed.kill()
+        assert await asyncio.gather(*map(read_to_end, streams)) == ["length"] * 2
+        assert await asyncio.gather(*unary) == [1000] * 2
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

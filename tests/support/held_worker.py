@@ -2,6 +2,7 @@
 
 A short prompt is answered at once. A long one is answered token by token, PACE_S apart, and its last token is held back
 until SIGUSR1 opens the gate. A `max_tokens` beyond the prompt has the prompt repeated that often, as fast as it goes.
+A prompt that ends as it began is one that another worker has answered in part: the answer goes on from there.
 
 Says on stdout, a line each: `began` and `cancelled` for answers, `flooded N` for N tokens of a repetition.
 """
@@ -32,14 +33,16 @@ class HeldEngine:
         self.gate = asyncio.Event()
 
     async def generate(self, request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
-        prompt: list[int] = request["token_ids"]
+        sequence: list[int] = request["token_ids"]
+        num_answered = length_of_border(sequence)
+        prompt = sequence[: len(sequence) - num_answered]
         max_tokens = request["stop_conditions"].get("max_tokens") or 0
         if max_tokens > len(prompt):
             items = flood(prompt, max_tokens)
         elif len(prompt) > SHORT:
-            items = self._pace(prompt, context)
+            items = self._pace(prompt[num_answered:], context)
         else:
-            items = at_once(prompt)
+            items = at_once(prompt[num_answered:])
         print("began", flush=True)
         try:
             async for item in items:
@@ -63,6 +66,17 @@ class HeldEngine:
         finally:
             opened.cancel()
             stopped.cancel()
+
+
+def length_of_border(sequence: list[int]) -> int:
+    """How many tokens the longest proper prefix has that is a suffix too."""
+    borders = [0] * len(sequence)
+    for end in range(1, len(sequence)):
+        length = borders[end - 1]
+        while length and sequence[length] != sequence[end]:
+            length = borders[length - 1]
+        borders[end] = length + (sequence[length] == sequence[end])
+    return borders[-1]
 
 
 async def at_once(prompt: list[int]) -> AsyncIterator[dict[str, Any]]:
