@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -12,14 +11,12 @@ from typing import Any
 import pytest
 
 from dynamo.shared.messages import Explain, Explained, Free, Place, Placed, Receipt, Refused
-from tests.support.raw_worker import RawWorker, raw_worker
-from tests.support.scripted_router import ScriptedRouter
-from tests.support.served_acceptor import MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
+from tests.support.scripted_router import Question
+from tests.support.served_acceptor import MODEL, HttpAnswer
+from tests.support.stage import CHAT, WORKER, Stage, open_stage
 
-CHAT = "/v1/chat/completions"
 PROMPT = "Tell me about the sea, and tell me more than you told me yesterday, when we spoke of it."
 MESSAGES = [{"role": "user", "content": PROMPT}]
-WORKER = 0x1F
 RECEIPT = Receipt(
     "cost",
     num_candidates=2,
@@ -40,38 +37,11 @@ ROUTE = (
 ASKS_FOR_ROUTE = {"x-dynamo-route-receipt": "true"}
 
 
-class Stage:
-    """An acceptor, the router it asks and the only worker there is."""
-
-    def __init__(self, acceptor: ServedAcceptor, router: ScriptedRouter, worker: RawWorker) -> None:
-        self.acceptor = acceptor
-        self.router = router
-        self.worker = worker
-
-    async def ask(self, body: dict[str, Any], headers: dict[str, str] | None = None, path: str = CHAT) -> HttpAnswer:
-        """The worker answers with three tokens, 16 of the prompt's in its cache."""
-        asked = asyncio.create_task(self.acceptor.ask("POST", path, {"model": MODEL} | body, headers))
-        call = await self.worker.next_call()
-        call.ack()
-        await call.call_home()
-        call.prologue()
-        call.tokens(300)
-        call.tokens(301)
-        usage = {"prompt_tokens": 60, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 16}}
-        call.tokens(302, finish_reason="length", completion_usage=usage)
-        call.complete()
-        return await asked
-
-
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    endpoint = f"ipc://{tmp_path}/router.sock"
-    async with raw_worker() as worker:
-        router = ScriptedRouter(endpoint, [worker()], [demo_set([WORKER])])
-        router.answer = lambda place: Placed(place.request_id, WORKER, "set", 0, 1, receipt=RECEIPT)
-        async with serve(endpoint, tmp_path) as acceptor:
-            yield Stage(acceptor, router, worker)
-        router.channel.close()
+    async with open_stage(tmp_path) as stage:
+        stage.router.answer = lambda place: Placed(place.request_id, WORKER, "set", 0, 1, receipt=RECEIPT)
+        yield stage
 
 
 def chunks(answer: HttpAnswer) -> list[dict[str, Any]]:
@@ -134,7 +104,7 @@ async def test_the_receipt_in_a_body(stage: Stage) -> None:
 
 async def test_extra_fields_in_a_stream(stage: Stage) -> None:
     body = {"prompt": PROMPT, "stream": True} | extra("worker_id", "timing", "route_receipt", "unheard_of")
-    told = [chunk.get("nvext") for chunk in chunks(await stage.ask(body, path="/v1/completions"))]
+    told = [chunk["nvext"] for chunk in chunks(await stage.ask(body, path="/v1/completions"))]
     assert told[:-1] == [{"worker_id": IDS}] * (len(told) - 1)
     assert list(told[-1]) == ["worker_id", "timing", "route_receipt"]
     assert told[-1]["route_receipt"]["cached_tokens"] == 16
@@ -174,10 +144,14 @@ async def test_a_request_placed_without_the_router_says_so(stage: Stage) -> None
 # ---- dry runs
 
 
-def explained(explain: Any) -> Explained:
-    assert isinstance(explain, Explain)
-    placed = Placed(explain.place.request_id, WORKER, "set", 0, 1)
-    return Explained(explain.place.request_id, "placed", "set", 16, 4, placed, [])
+def place_of(question: Question) -> Place:
+    assert isinstance(question, Explain)
+    return question.place
+
+
+def explained(question: Question) -> Explained:
+    request_id = place_of(question).request_id
+    return Explained(request_id, "placed", "set", 16, 4, Placed(request_id, WORKER, "set", 0, 1), [])
 
 
 def dry(annotation: str = "query_instance_id:", **more: Any) -> dict[str, Any]:
@@ -234,9 +208,9 @@ async def test_a_dry_run_in_a_stream_is_one_chunk(stage: Stage, path: str) -> No
 
 
 async def test_a_dry_run_that_would_wait_or_be_refused(stage: Stage) -> None:
-    stage.router.answer_question = lambda asked: Explained(asked.place.request_id, "queued", "set", 16, 4, None, [])
+    stage.router.answer_question = lambda asked: Explained(place_of(asked).request_id, "queued", "set", 16, 4, None, [])
     assert (await stage.acceptor.ask("POST", CHAT, dry())).status == 529
-    stage.router.answer_question = lambda asked: Refused(asked.place.request_id, "model_not_ready", "why")
+    stage.router.answer_question = lambda asked: Refused(place_of(asked).request_id, "model_not_ready", "why")
     assert (await stage.acceptor.ask("POST", CHAT, dry(stream=True))).status == 503
     stage.router.channel.close()
     away = await stage.acceptor.ask("POST", CHAT, dry())
