@@ -285,13 +285,24 @@ EngineStream: TypeAlias = AnswerStream[EngineOutput]
 class ResponseConnection(asyncio.Protocol):
     """One worker's connection for one request: a stream is attached by the handshake, and let go by `leave`."""
 
-    __slots__ = ("_held", "_is_paused", "_needed", "_server", "_stream", "_transport", "give_up_at", "is_left")
+    __slots__ = (
+        "_has_sentinel",
+        "_held",
+        "_is_paused",
+        "_needed",
+        "_server",
+        "_stream",
+        "_transport",
+        "give_up_at",
+        "is_left",
+    )
 
     def __init__(self, server: ResponseServer) -> None:
         self._server = server
         self._held = bytearray()  # the beginning of a frame
         self._needed = 0  # bytes of it before another look is worthwhile
         self._is_paused = False
+        self._has_sentinel = False  # the worker has said its last word and waits for us to close
         self._stream: AnswerStream[Any] | None = None
         self._transport: asyncio.Transport | None = None
         self.give_up_at = server.loop.time() + HANDSHAKE_TIMEOUT_S  # while it has no stream
@@ -359,7 +370,8 @@ class ResponseConnection(asyncio.Protocol):
             self._on_handshake(header)
         elif not stream.has_prologue:
             stream.begin(_decode_prologue(header))
-        # else: "sentinel" closes what complete_final has completed
+        else:  # nothing else comes after the prologue
+            self._has_sentinel = True
 
     def _on_handshake(self, header: Frame) -> None:
         stream = self._server.claim(_decode_handshake(header).subject)
@@ -401,6 +413,9 @@ class ResponseConnection(asyncio.Protocol):
         self.is_left = True
         transport = self._transport
         if transport is None or transport.is_closing():
+            return
+        if self._has_sentinel:
+            transport.abort()
             return
         self.resume()
         if kill:
