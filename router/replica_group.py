@@ -78,8 +78,9 @@ class ReplicaGroup:
 
     def publisher_left(self, publisher_id: int) -> None:
         """Its channel is gone, so it is."""
-        for peer in self.peers.values():
-            peer.forget_publisher(publisher_id)
+        for peer in list(self.peers.values()):
+            if peer.forget_publisher(publisher_id):
+                self._forget(peer)
 
     def tick(self, now: float) -> None:
         if self._said_alive_at is None or now - self._said_alive_at >= self._limits.heartbeat_s:
@@ -160,8 +161,7 @@ class ReplicaGroup:
                     self._is_snapshot_wanted = True
                     self._answer(now)
             case Leaving():
-                peer.forget()
-                del self.peers[peer.router_id]
+                self._forget(peer)
 
     def _learn(self, part: SnapshotSlice, now: float) -> None:
         for versioned in part.thresholds:
@@ -197,14 +197,17 @@ class ReplicaGroup:
         if not peer.is_replica:
             peer.expire(now - self._limits.request_expiry_s)
         if self._is_gone(peer, now):
-            peer.forget()
-            del self.peers[peer.router_id]
+            self._forget(peer)
         else:
             self._ask(peer, now)
 
     def _ask(self, peer: Peer, now: float) -> None:
         if peer.must_ask(now):
             self.announcer.say(AskSnapshot(peer.router_id))
+
+    def _forget(self, peer: Peer) -> None:
+        peer.forget()
+        del self.peers[peer.router_id]
 
     def _is_gone(self, peer: Peer, now: float) -> bool:
         silent_for = now - peer.heard_at

@@ -141,13 +141,14 @@ class Peer:
             self._drop(request_id)
         self._lose_track()
 
-    def forget_publisher(self, publisher_id: int) -> None:
-        """What that publisher has said holds no longer."""
+    def forget_publisher(self, publisher_id: int) -> bool:
+        """What that publisher has said holds no longer. Whether it was the router's last."""
         if self._streams.pop(publisher_id, None) is None:
-            return
+            return False
         for request_id in [key for key, known in self._requests.items() if known.stamp.publisher_id == publisher_id]:
             self._drop(request_id)
         self._lose_track()
+        return not self._streams
 
     def expire(self, added_before: float) -> None:
         while self._requests:

@@ -106,7 +106,7 @@ class Network:
         self.dead: list[Replica] = []
         self.lines: dict[tuple[int, int, str], deque[Envelope]] = {}  # from, to, topic
         self._limits = limits
-        self._num_ids = 0
+        self._num_ids = 100  # no worker has the id of a router
         for _ in range(num_replicas):
             self.join()
 
