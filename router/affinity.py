@@ -10,7 +10,8 @@ well, which `advise` sees to:
     is overloaded         move   wait, and move once that has lasted for OVERLOAD_PATIENCE_S
     has lost the cache    move   move, after as many turns in a row as MISSES_BEFORE_MOVING says
 
-Replicas exchange bindings. The higher (sequence, router id) wins, so all agree in whatever order they hear of them.
+Replicas exchange bindings. The higher (sequence, writer) wins, so all agree in whatever order they hear of them. One
+table is for the workers of one endpoint: the same session may use several models.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from msgspec import Struct
+
+from dynamo.shared.replica_events import AffinityBinding
 
 MAX_SESSIONS = 65_536
 MAX_SESSION_ID_BYTES = 256
@@ -49,26 +52,17 @@ class Advice(Enum):
     MOVE = "move"  # the binding is dropped: choose among all, and bind anew
 
 
-class Binding(Struct, frozen=True):
-    """What replicas tell each other about one session."""
-
-    session_id: str
-    worker_id: int
-    dp_rank: int | None
-    sequence: int
-    router_id: int
-
-
 class _Session(Struct):
     target: Target
-    version: tuple[int, int]  # sequence, router id
+    version: tuple[int, int]  # sequence, writer
     used_at: float
     told_at: float
     num_running: int = 0
     overloaded_since: float | None = None
     num_prompt_blocks: int = 0  # of the last prompt
     last_block: bytes = b""  # its hash, which stands for the whole prompt
-    num_misses: int = 0
+    num_misses: int = 0  # turns in a row
+    judged: bytes = b""  # the last block of the prompt that was counted last
 
 
 class SessionAffinity:
@@ -97,8 +91,8 @@ class SessionAffinity:
         return len(self._sessions)
 
     def take_counts(self) -> dict[str, int]:
-        """Since the last call: bindings made (bound), lost to the cap (evicted) or to idleness (expired), left because the
-        worker was unusable, overloaded or had lost the cache (moved_*), and ids too long to bind (refused)."""
+        """Since the last call: bindings made (bound), lost to the cap (evicted) or to idleness (expired), left because
+        the worker was unusable, overloaded or had lost the cache (moved_*), and ids too long to bind (refused)."""
         counts, self._counts = self._counts, {}
         return counts
 
@@ -123,8 +117,8 @@ class SessionAffinity:
         block_hashes: bytes = b"",
         cached_blocks: int | None = None,
     ) -> Advice:
-        """What to do with a bound session. `block_hashes` are the prompt's, `cached_blocks` what the bound worker has
-        of it in any tier; None where nobody knows."""
+        """What to do with a bound session; asking again for the same prompt changes nothing. `block_hashes` are the
+        prompt's, `cached_blocks` what the bound worker has of it in any tier; None where nobody knows."""
         session = self._sessions.get(session_id)
         if session is None:
             return Advice.MOVE
@@ -144,7 +138,9 @@ class SessionAffinity:
         target = Target(instance_id, dp_rank)
         session = self._sessions.get(session_id)
         if session is None or session.target != target:
-            session = self._rebind(session_id, target, now, 0 if session is None else session.num_running)
+            session = self._insert(session_id, target, self._next_version(), now, session)
+            self._count("bound")
+            self._tell(session_id, session, now)
         session.num_running += 1
         session.num_prompt_blocks = len(block_hashes) // HASH_SIZE
         session.last_block = block_hashes[-HASH_SIZE:]
@@ -185,36 +181,30 @@ class SessionAffinity:
 
     # ---- replicas
 
-    def take_changes(self) -> list[Binding]:
+    def take_changes(self) -> list[AffinityBinding]:
         """What the other replicas should hear, since the last call: at most one binding per session."""
         untold, self._untold = self._untold, {}
         return [self._as_binding(key, self._sessions[key]) for key in untold if key in self._sessions]
 
-    def snapshot(self) -> list[Binding]:
+    def snapshot(self) -> list[AffinityBinding]:
         """For a replica that has just joined."""
         return [self._as_binding(session_id, session) for session_id, session in self._sessions.items()]
 
-    def apply_remote(
-        self, session_id: str, worker_id: int, dp_rank: int | None, sequence: int, router_id: int, now: float
-    ) -> bool:
-        """Another replica's binding; whether it counts. It does not if ours is newer; the caller leaves out workers
-        that it does not know, and what it said itself."""
-        if len(session_id.encode()) > MAX_SESSION_ID_BYTES:
+    def apply_remote(self, binding: AffinityBinding, now: float) -> bool:
+        """Another replica's binding; whether it counts: not if ours is newer. The caller leaves out what it said
+        itself, and workers that it does not know."""
+        if len(binding.session_id.encode()) > MAX_SESSION_ID_BYTES:
             return False
-        self._next_sequence = max(self._next_sequence, sequence + 1)
-        session, version = self._sessions.get(session_id), (sequence, router_id)
-        if session is None or self._is_idle(session, now):
-            session = self._insert(session_id, Target(worker_id, dp_rank), version, now)
-        elif version < session.version:
+        self._next_sequence = max(self._next_sequence, binding.sequence + 1)
+        target, version = Target(binding.worker_id, binding.dp_rank), (binding.sequence, binding.writer_id)
+        session = self._sessions.get(binding.session_id)
+        if session is not None and version < session.version and not self._is_idle(session, now):
             return False
-        elif session.target != (worker_id, dp_rank):
-            self._sessions[session_id] = session = _Session(
-                Target(worker_id, dp_rank), version, now, now, session.num_running
-            )
+        if session is None or session.target != target:
+            session = self._insert(binding.session_id, target, version, now, session)
         session.version = version
-        session.told_at = now
-        session.used_at = now
-        self._sessions.move_to_end(session_id)
+        session.used_at = session.told_at = now
+        self._sessions.move_to_end(binding.session_id)
         return True
 
     # ---- inside
@@ -246,7 +236,11 @@ class SessionAffinity:
         goes_on = end > 0 and block_hashes[end - HASH_SIZE : end] == session.last_block
         if session.num_running or not goes_on:
             return False
-        session.num_misses = session.num_misses + 1 if 2 * cached_blocks < session.num_prompt_blocks else 0
+        if 2 * cached_blocks >= session.num_prompt_blocks:
+            session.num_misses = 0
+        elif session.judged != block_hashes[-HASH_SIZE:]:
+            session.num_misses += 1
+        session.judged = block_hashes[-HASH_SIZE:]
         return session.num_misses >= self._max_misses
 
     def _is_idle(self, session: _Session, now: float) -> bool:
@@ -258,29 +252,27 @@ class SessionAffinity:
         if now - session.told_at >= REPEAT_AFTER * self._ttl_s:
             self._tell(session_id, session, now)
 
-    def _rebind(self, session_id: str, target: Target, now: float, num_running: int) -> _Session:
-        version = (self._next_sequence, self._router_id or 0)
-        self._next_sequence += 1
-        session = self._insert(session_id, target, version, now)
-        session.num_running = num_running
-        self._count("bound")
-        self._tell(session_id, session, now)
+    def _insert(
+        self, session_id: str, target: Target, version: tuple[int, int], now: float, before: _Session | None
+    ) -> _Session:
+        """A new binding, perhaps in place of another: what runs of the session goes on."""
+        if before is None and len(self._sessions) >= self._max_sessions:
+            self._drop(next(iter(self._sessions)), "evicted")
+        num_running = 0 if before is None else before.num_running
+        session = self._sessions[session_id] = _Session(target, version, now, now, num_running)
         return session
 
-    def _insert(self, session_id: str, target: Target, version: tuple[int, int], now: float) -> _Session:
-        if session_id not in self._sessions and len(self._sessions) >= self._max_sessions:
-            self._drop(next(iter(self._sessions)), "evicted")
-        session = self._sessions[session_id] = _Session(target, version, used_at=now, told_at=now)
-        return session
+    def _next_version(self) -> tuple[int, int]:
+        self._next_sequence += 1
+        return self._next_sequence - 1, self._router_id or 0
 
     def _tell(self, session_id: str, session: _Session, now: float) -> None:
         session.told_at = now
         if self._router_id is not None:
             self._untold[session_id] = None
 
-    def _as_binding(self, session_id: str, session: _Session) -> Binding:
-        sequence, router_id = session.version
-        return Binding(session_id, session.target.instance_id, session.target.dp_rank, sequence, router_id)
+    def _as_binding(self, session_id: str, session: _Session) -> AffinityBinding:
+        return AffinityBinding(session_id, *session.target, *session.version)
 
     def _drop(self, session_id: str, reason: str) -> None:
         del self._sessions[session_id]
