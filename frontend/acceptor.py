@@ -59,7 +59,8 @@ MAX_CONNECTIONS = 65_536
 
 class AcceptorConfig(Struct):
     """`config` are the fields of FrontendConfig; `listen_fd` is a listening socket, inherited; `started_at` is the Unix
-    time since when this gateway serves, the same for all its acceptors and their successors."""
+    time since when this gateway serves, the same for all its acceptors and their successors, and so is `replica`, a
+    name that no other gateway has."""
 
     config: dict[str, Any]
     index: int
@@ -67,10 +68,17 @@ class AcceptorConfig(Struct):
     router_endpoint: str
     run_dir: str
     started_at: int = 0
+    replica: str = ""
 
     @property
     def name(self) -> str:
+        """Within its replica."""
         return f"acceptor-{self.index}"
+
+    @property
+    def router_name(self) -> str:
+        """What the router knows it by, which may have acceptors of several replicas."""
+        return f"{self.replica}/{self.name}"
 
 
 class Acceptor:
@@ -83,7 +91,7 @@ class Acceptor:
         self._executor = ThreadPoolExecutor(1, "model-loader")
         self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix)
         self._loop_delay = LoopDelay(self._metrics.families)
-        self._router = RouterClient(own.router_endpoint, own.name, self._on_table, config.inhibited_duration_s)
+        self._router = RouterClient(own.router_endpoint, own.router_name, self._on_table, config.inhibited_duration_s)
         self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)
         self._responses = _response_server(config, own.index)
         self._engine = EngineClient(self._responses, _engine_limits(config))

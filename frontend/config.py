@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded", "kv", "direct", "device-aware-weighted")
 MIB = 1024 * 1024
+OWN_OPTIONS = {"kv_cache_block_size", "inhibited_duration_s"}  # that acceptors go by as well
+_ADDRESS = re.compile(r"tcp://(\S+):(\d{1,5})|ipc://\S+")
 
 
 class _PrintVersion(argparse.Action):
@@ -176,6 +179,12 @@ class ServingOptions(Config):
         "prompt cached and least to do; direct lets each request name its worker; device-aware-weighted is not in "
         "this version.",
     )
+    router_address: str | None = option(
+        None,
+        env="DYN_ROUTER_ADDRESS",
+        help="Ask the router that listens there (tcp://host:port or ipc:///path, its --bind) instead of starting one; "
+        "options of placement are then that router's.",
+    )
 
     # ---- the request plane
     tcp_connect_timeout_s: float = option(
@@ -227,6 +236,7 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
         super().__post_init__()
         self._check_tls()
         self._check_response_ports()
+        self._check_router_address()
         self._refuse("discovery_backend", "kubernetes", "use etcd, file or mem")
         self._refuse("request_plane", "nats", "use tcp")
         self._refuse("request_plane", "http", "use tcp")
@@ -237,6 +247,11 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
         parser = super()._parser(prog, description)
         parser.add_argument("--version", action=_PrintVersion, nargs=0, help="Print the version and exit.")
         return parser
+
+    def options_of_router(self, provenance: Mapping[str, str]) -> list[str]:
+        """Those that the user set and that only a router of our own would heed."""
+        names = {"router_mode", "event_plane", *KvRouterOptions.options(), *PlacementOptions.options()} - OWN_OPTIONS
+        return sorted(name for name in names if provenance[name] != "default")
 
     @property
     def body_limit_bytes(self) -> int:
@@ -266,6 +281,18 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
     def _check_response_ports(self) -> None:
         if self.tcp_response_stream_port and self.tcp_response_stream_port + self.workers - 1 > 65535:
             raise ConfigError("--tcp-response-stream-port plus --workers goes beyond port 65535")
+
+    def _check_router_address(self) -> None:
+        address = self.router_address
+        if address is None:
+            return
+        if not _ADDRESS.fullmatch(address):
+            raise ConfigError(f"--router-address {address!r}: expected tcp://host:port or ipc:///path")
+        if self.discovery_backend == "mem" and self.mock_workers:
+            raise ConfigError(
+                "--mock-workers with --discovery-backend mem: the router at --router-address could not see them; "
+                "use file or etcd"
+            )
 
     def _refuse(self, name: str, value: str, advice: str) -> None:
         if getattr(self, name) == value:

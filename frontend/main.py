@@ -83,6 +83,11 @@ def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str
     names = KvRouterOptions.inert_ones(provenance)
     if names:
         log.warning("accepted, but without effect in this version: %s", ", ".join(names))
+    if config.router_address is None:
+        return
+    log.info("asking the router at %s", config.router_address)
+    if names := config.options_of_router(provenance):
+        log.warning("without effect here, for the router at --router-address decides: %s", ", ".join(names))
 
 
 def raise_fd_limit(target: int) -> None:
@@ -104,11 +109,11 @@ def describe_children(config: FrontendConfig, run_dir: RunDir, listeners: list[s
         environ["DYN_FILE_KV"] = str(run_dir.store)
     acceptors = [_acceptor(config, run_dir, i, each.fileno(), environ) for i, each in enumerate(listeners)]
     workers = [_mock_worker(config, i, environ) for i in range(config.mock_workers)]
-    router = Child("router", "dynamo.router", _router_message(config, run_dir), environ=environ)
+    routers = [] if config.router_address else [_router(config, run_dir, environ)]
     return [
         Stage(acceptors, config.graceful_shutdown_timeout_s + STOP_GRACE_S),
         Stage(workers, STOP_GRACE_S),
-        Stage([router], STOP_GRACE_S),
+        Stage(routers, STOP_GRACE_S),
     ]
 
 
@@ -117,17 +122,18 @@ def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: in
         "config": config.as_dict(),
         "index": index,
         "listen_fd": listen_fd,
-        "router_endpoint": run_dir.router_endpoint,
+        "replica": run_dir.replica,
+        "router_endpoint": config.router_address or run_dir.router_endpoint,
         "run_dir": os.fspath(run_dir.path),
         "started_at": int(time.time()),
     }
     return Child(f"acceptor-{index}", "dynamo.frontend.acceptor", message, (listen_fd,), environ)
 
 
-def _router_message(config: FrontendConfig, run_dir: RunDir) -> dict[str, Any]:
-    own = {"bind": run_dir.router_endpoint}
+def _router(config: FrontendConfig, run_dir: RunDir, environ: dict[str, str]) -> Child:
+    own: dict[str, Any] = {"bind": run_dir.router_endpoint}
     names = ("discovery_backend", "event_plane", "router_mode", *KvRouterOptions.options(), *PlacementOptions.options())
-    return own | {name: getattr(config, name) for name in names}
+    return Child("router", "dynamo.router", own | {name: getattr(config, name) for name in names}, environ=environ)
 
 
 def _mock_worker(config: FrontendConfig, index: int, environ: dict[str, str]) -> Child:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class RunDir:
         os.rename(self.path / "unlocked", self.path / "lock")  # whoever finds a lock finds it held
         self.metrics.mkdir()
         self.store.mkdir()
+
+    @property
+    def replica(self) -> str:
+        """Tells this run apart from every other one, here and on other hosts."""
+        return f"{socket.gethostname()}/{self.path.name.removeprefix(PREFIX)}"
 
     @property
     def router_endpoint(self) -> str:
