@@ -112,6 +112,9 @@ class Prepared(Struct):
             router_config_override=wishes.router_config,
             extra_args=UNSET if self.extra_args is None else self.extra_args,
             agent_context=UNSET if wishes.agent_context is None else wishes.agent_context,
+            image_cache_scope=UNSET if wishes.agent_context is None else wishes.agent_context.session_id,
+            router=UNSET if wishes.latency_targets is None else wishes.latency_targets,
+            request_timestamp_ms=UNSET if wishes.timestamp_ms is None else wishes.timestamp_ms,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dynamo.frontend.openai_requests import AgentHints, ChatCompletionRequest, GenerateRequest, NvExt
+from dynamo.frontend.openai_requests import AgentHints, ChatCompletionRequest, GenerateRequest, JsonObject, NvExt
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.shared.messages import RoutingHints
 from dynamo.shared.protocol import AgentContext, RouterConfigOverride, Routing
@@ -19,14 +19,16 @@ _TRIGGERS = {"user": "user_message", "tool": "tool_result"}
 
 
 class RoutingWishes(Struct, frozen=True):
-    """`routing`, `agent_context`, `router_config` and `metadata` are for the worker, `hints` for the router.
-    `instance_id` pins the request; `pinned_by` is the field or header that a refusal is about."""
+    """`routing` and what follows `hints` up to `timestamp_ms` are for the worker, `hints` for the router. `instance_id`
+    pins the request; `pinned_by` is the field or header that a refusal is about."""
 
     routing: Routing
     hints: RoutingHints | None
     agent_context: AgentContext | None
     router_config: RouterConfigOverride | None
     metadata: dict[str, str]
+    latency_targets: JsonObject | None
+    timestamp_ms: float | None
     instance_id: int | None
     pinned_by: str
 
@@ -39,7 +41,7 @@ class RoutingWishes(Struct, frozen=True):
         return self.routing.dp_rank
 
 
-_ANYWHERE = RoutingWishes(Routing(), None, None, None, {}, None, "nvext.backend_instance_id")
+_ANYWHERE = RoutingWishes(Routing(), None, None, None, {}, None, None, None, "nvext.backend_instance_id")
 
 
 def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name: str | None = None) -> RoutingWishes:
@@ -54,6 +56,8 @@ def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name:
         agent_context=None if headers.session is None else replace(headers.session, input_trigger=_trigger(request)),
         router_config=nvext.router_config_override,
         metadata=headers.metadata,
+        latency_targets=nvext.router,
+        timestamp_ms=nvext.request_timestamp_ms,
         instance_id=routing.backend_instance_id if routing.decode_worker_id is None else routing.decode_worker_id,
         pinned_by=_pinned_by(nvext, headers),
     )

@@ -254,6 +254,9 @@ class PreprocessedRequest(Struct):
     router_config_override: RouterConfigOverride | None = None
     extra_args: dict[str, Any] | UnsetType = UNSET
     agent_context: AgentContext | UnsetType = UNSET
+    image_cache_scope: str | UnsetType = UNSET
+    router: dict[str, Any] | UnsetType = UNSET
+    request_timestamp_ms: float | UnsetType = UNSET
 
 
 class WorkerErrorPayload(Struct):

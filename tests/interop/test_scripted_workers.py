@@ -88,10 +88,10 @@ def worker(frontends: Frontends, request: pytest.FixtureRequest) -> ScriptedWork
     return frontends.workers[request.param]
 
 
-def post(base_url: str, path: str, **body: Any) -> httpx.Response:
+def post(base_url: str, path: str, /, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
     if path == CHAT:
         body = {"messages": MESSAGES} | body
-    return httpx.post(base_url + path, json=body, timeout=60)
+    return httpx.post(base_url + path, json=body, headers=headers, timeout=60)
 
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -134,6 +134,65 @@ def test_a_worker_is_asked_as_by_the_real_frontend(
         assert post(base_url, path, model=worker.model, **body).status_code == 200
     [ours, real] = [call["request"] for call in worker.calls[-2:]]
     assert at_single_precision(ours) == at_single_precision(real)
+
+
+TOOL_RESULT = [
+    *MESSAGES,
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "x", "content": "b"},
+]
+ROUTED: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    (CHAT, {"x-dynamo-request-priority": "+5"}, {"nvext": {"agent_hints": {"priority": 7, "strict_priority": 9}}}),
+    (CHAT, {"x-dynamo-request-strict-priority": "3", "x-dynamo-request-priority": "-5"}, {}),
+    (CHAT, {}, {"nvext": {"agent_hints": {"latency_sensitivity": 0.5, "osl": 4}}}),
+    (CHAT, {"x-prefill-instance-id": "5", "x-dynamo-prefill-dp-rank": "1", "x-prefill-dp-rank": "2"}, {}),
+    (CHAT, {"x-tenant-id": "t t"}, {"cache_salt": "a", "nvext": {"cache_salt": "b"}}),
+    (CHAT, {"x-tenant-id": ""}, {"cache_salt": "a"}),
+    (CHAT, {}, {"cache_salt": ""}),
+    (CHAT, {"x-dynamo-meta-policy-class": "gold", "X-Dynamo-Meta-Foo-Bar": "x"}, {}),
+    (CHAT, {"x-dynamo-session-id": "s s", "x-dynamo-session-final": "TRUE", "x-session-id": "n"}, {}),
+    (CHAT, {"x-dynamo-session-id": "s", "x-dynamo-parent-session-id": "p"}, {"messages": TOOL_RESULT}),
+    (CHAT, {"x-claude-code-session-id": "c", "x-claude-code-agent-id": "a", "thread-id": "t"}, {}),
+    (CHAT, {"x-claude-code-session-id": "c", "x-claude-code-parent-agent-id": "pa"}, {}),
+    (CHAT, {"thread-id": "t", "x-codex-parent-thread-id": "pt", "x-session-id": "n"}, {}),
+    (CHAT, {"x-claude-code-agent-id": "a", "x-parent-session-id": "p"}, {}),
+    (COMPLETIONS, {"x-session-id": "n", "x-parent-session-id": "p"}, {"prompt": "Once"}),
+    (CHAT, {}, {"nvext": {"routing_constraints": {"required_taints": [], "preferred_taints": {"a": 0.5}}}}),
+    (CHAT, {}, {"nvext": {"router": {"ttft_target": 5}, "request_timestamp_ms": 5}}),
+]
+
+
+@pytest.mark.parametrize(("path", "headers", "body"), ROUTED)
+def test_a_worker_is_told_of_its_routing_as_by_the_real_frontend(
+    frontends: Frontends, worker: ScriptedWorker, path: str, headers: dict[str, str], body: dict[str, Any]
+) -> None:
+    worker.plan({"token_ids": [INK], "finish_reason": "length"})
+    for base_url in (frontends.ours, frontends.real):
+        assert post(base_url, path, headers, model=worker.model, **body).status_code == 200
+    [ours, real] = worker.calls[-2:]
+    assert at_single_precision(ours["request"]) == at_single_precision(real["request"])
+    assert ours["metadata"] == real["metadata"]
+
+
+@pytest.mark.parametrize("name", ["x-worker-instance-id", "nvext.backend_instance_id"])
+def test_a_pin_is_told_as_by_the_real_frontend(frontends: Frontends, worker: ScriptedWorker, name: str) -> None:
+    worker.plan({"token_ids": [INK], "finish_reason": "length"})
+    health = httpx.get(f"{frontends.ours}/health").json()["instances"]
+    [pinned] = [instance["instance_id"] for instance in health if instance["component"] == worker.model]
+    for base_url in (frontends.ours, frontends.real):
+        for asked, status in ((pinned, 200), (7, 400)):
+            if name.startswith("x-"):
+                answer = post(base_url, CHAT, {name: str(asked), "x-dp-rank": "0"}, model=worker.model)
+            else:
+                nvext = {"backend_instance_id": asked, "dp_rank": 0}
+                answer = post(base_url, CHAT, model=worker.model, nvext=nvext)
+            assert answer.status_code == status
+    [ours, real] = [call["request"]["routing"] for call in worker.calls[-2:]]
+    assert ours == real
+    assert ours["backend_instance_id"] == pinned
 
 
 def at_single_precision(value: Any) -> Any:
@@ -228,7 +287,7 @@ def of_tokens(logprobs: dict[str, Any]) -> list[Any]:
 def test_reasons_to_finish(frontends: Frontends, worker: ScriptedWorker, reason: str) -> None:
     worker.plan({"token_ids": [INK]}, {"token_ids": [END], "finish_reason": reason})
     for is_streamed in (False, True):
-        body = {"model": worker.model, "stream": is_streamed}
+        body: dict[str, Any] = {"model": worker.model, "stream": is_streamed}
         assert told(post(frontends.ours, CHAT, **body)) == told(post(frontends.real, CHAT, **body))
 
 
