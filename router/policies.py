@@ -65,10 +65,12 @@ class PolicyRunner:
         self._num_failures = 0  # in a row
         self._suspended_until: float | None = None
         self._outcomes: dict[str, int] = {}
+        self._asked: tuple[PolicyRequest, Candidates] | None = None  # the last time
 
     def scores(self, request: PolicyRequest, candidates: Candidates) -> NDArray[np.float64] | None:
         """None: the policy has nothing to say that could be followed."""
         started = self._clock()
+        self._asked = request, candidates
         if self._suspended_until is not None and started < self._suspended_until:
             self._count("suspended")
             return None
@@ -83,8 +85,10 @@ class PolicyRunner:
         return scores
 
     def settle(self, own: int, wanted: int) -> int:
-        """Of two rows, the built-in selection's and the policy's, the one to act upon."""
+        """Of two rows, the built-in selection's and that of the last scores, the one to act upon."""
         self._count("agreed" if own == wanted else "disagreed")
+        if own != wanted and log.isEnabledFor(logging.DEBUG):
+            self._log_difference(own, wanted)
         return own if self.is_shadow else wanted
 
     def take_outcomes(self) -> dict[str, int]:
@@ -121,6 +125,19 @@ class PolicyRunner:
                 failure,
             )
 
+    def _log_difference(self, own: int, wanted: int) -> None:
+        assert self._asked is not None
+        request, ranks = self._asked
+        log.debug(
+            "request %s: the routing policy %s chooses worker %x rank %d, the built-in selection %x rank %d",
+            request.label,
+            self.name,
+            ranks.instance_ids[wanted],
+            ranks.dp_ranks[wanted],
+            ranks.instance_ids[own],
+            ranks.dp_ranks[own],
+        )
+
     def _count(self, outcome: str) -> None:
         self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
 
@@ -147,14 +164,13 @@ def load_policy(name: str, parameters: Mapping[str, Any] | None = None) -> Score
 
     Raises ConfigError."""
     found = _import(name) if ":" in name else _entry_point(name)
-    score = _bound(name, found, dict(parameters or {}))
-    try:
-        inspect.signature(score).bind(None, None)
-    except TypeError as error:
-        raise ConfigError(f"--router-policy {name}: must be callable as score(request, candidates): {error}") from None
-    except ValueError:  # a callable that does not tell its signature shows at the first call what it takes
-        pass
-    return score
+    given = dict(parameters or {})
+    if isinstance(found, type):
+        found, given = getattr(_make(name, found, given), "score", None), {}
+    if not callable(found):
+        raise ConfigError(f"--router-policy {name}: must be a function, or a class with a method score")
+    _check_call(name, found, given)
+    return functools.partial(found, **given) if given else found
 
 
 def _import(name: str) -> object:
@@ -189,15 +205,18 @@ def _entry_point(name: str) -> object:
         ) from error
 
 
-def _bound(name: str, found: object, parameters: dict[str, Any]) -> Score:
-    if isinstance(found, type):
-        try:
-            found = found(**parameters)
-        except Exception as error:
-            raise ConfigError(f"--router-policy {name}: cannot be made with {parameters}: {error}") from error
-        found = getattr(found, "score", None)
-    elif parameters and callable(found):
-        found = functools.partial(found, **parameters)
-    if not callable(found):
-        raise ConfigError(f"--router-policy {name}: must be a function, or a class with a method score")
-    return found
+def _make(name: str, cls: type, parameters: dict[str, Any]) -> object:
+    try:
+        return cls(**parameters)
+    except Exception as error:
+        raise ConfigError(f"--router-policy {name}: cannot be made with {parameters}: {error}") from error
+
+
+def _check_call(name: str, score: Callable[..., Any], parameters: dict[str, Any]) -> None:
+    try:
+        inspect.signature(score).bind(None, None, **parameters)
+    except TypeError as error:
+        wanted = ", ".join(("request", "candidates", *parameters))
+        raise ConfigError(f"--router-policy {name}: must be callable as score({wanted}): {error}") from None
+    except ValueError:  # a callable that does not tell its signature shows at the first call what it takes
+        pass
