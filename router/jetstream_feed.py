@@ -87,6 +87,11 @@ class DurableSubscriber:
             reader.stop()
             self._note_replayed()
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether everything from now on is kept for us and comes."""
+        return bool(self._readers) and all(reader.is_reading for reader in self._readers.values())
+
     def begin(self) -> None:
         """The channels that are there now are connected: theirs is the history to wait for."""
         self._limit = asyncio.get_running_loop().call_later(REPLAY_LIMIT_S, self._end_replay)
@@ -133,6 +138,7 @@ class StreamReader:
         self.subject = subject
         self.num_channels = 0
         self.is_replayed = False
+        self.is_reading = False
         self._on_message = on_message
         self._nats = nats
         self._history = history
@@ -165,10 +171,12 @@ class StreamReader:
         consumer = await self._set_consumer(jetstream)
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, cb=self._deliverer(client), pending_bytes_limit=MAX_UNREAD_BYTES)
+        self.is_reading = True
         try:
             while num_connects == self._nats.num_connects and not self._is_broken:
                 await self._pull(client, consumer, inbox, num_connects)
         finally:
+            self.is_reading = False
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 

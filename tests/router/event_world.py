@@ -32,10 +32,16 @@ class Worker:
         self.runtime = runtime
         self.held: set[int] = set()
         self._publisher = publisher
+        self._nats = runtime._shared_nats()
 
     @property
     def worker_id(self) -> int:
         return self.runtime.instance_id
+
+    @property
+    def is_connected(self) -> bool:
+        """To NATS, which is then its event plane."""
+        return self._nats is not None and self._nats.is_connected
 
     def store(self, *names: int) -> None:
         self.held |= set(names)

@@ -1,0 +1,99 @@
+"""Durable KV events: the workers here answer no queries, so whatever the router knows is from the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dynamo.router.jetstream_feed import History
+from tests.router.event_world import RouterSide, open_router, open_worker
+from tests.support.nats import NatsServer
+from tests.support.waiting import until
+
+HISTORY = History(replica="gateway-0")
+
+
+@pytest.fixture
+def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer]:
+    with NatsServer() as server:
+        monkeypatch.setenv("DYN_FILE_KV", str(tmp_path))
+        monkeypatch.setenv("NATS_SERVER", server.url)
+        yield server
+
+
+async def test_a_second_router_learns_from_the_stream_what_the_first_has_seen(nats: NatsServer) -> None:
+    first, second = RouterSide(), RouterSide()
+    async with open_worker("nats", answers=False) as worker, open_router(first, history=HISTORY):
+        await until(lambda: is_reading(first))
+        worker.store(1, 2, 3)
+        worker.remove(2)
+        await first.agrees_with(worker)
+        async with open_router(second, history=History(replica="gateway-1")) as feed:
+            await second.agrees_with(worker)
+            assert feed.sources.counts.recoveries == 0
+            worker.store(4)
+            await first.agrees_with(worker)
+            await second.agrees_with(worker)
+
+
+async def test_a_router_that_comes_back_continues_where_its_snapshot_was_made(nats: NatsServer) -> None:
+    before, after = RouterSide(), RouterSide()
+    async with open_worker("nats", answers=False) as worker:
+        async with open_router(before, history=HISTORY) as feed:
+            await until(lambda: is_reading(before))
+            worker.store(1, 2)
+            await before.agrees_with(worker)
+            assert feed.durable is not None
+            cursors, positions = feed.sources.cursors(), dict(feed.durable.positions)
+            after.index.held = {slot: set(held) for slot, held in before.index.held.items()}
+            after.slots = dict(before.slots)
+            worker.store(3)
+            await before.agrees_with(worker)
+        worker.remove(1)
+        worker.store(4)
+        history = History(replica="gateway-0", positions=positions)
+        async with open_router(after, history=history, cursors=tuple(cursors)) as feed:
+            await after.agrees_with(worker)
+            assert feed.sources.counts.stored + feed.sources.counts.removed == 3, "no more than what is new"
+            assert feed.sources.counts.gaps == 0
+
+
+async def test_what_the_stream_has_not_is_asked_of_the_worker(nats: NatsServer) -> None:
+    router = RouterSide()
+    async with open_worker("nats") as worker:
+        worker.store(1, 2)
+        async with open_router(router, history=HISTORY) as feed:
+            await router.agrees_with(worker)
+            assert feed.sources.counts.dumps == 1
+            worker.store(3)
+            await router.agrees_with(worker)
+
+
+async def test_nats_killed_and_back_continues_the_stream(nats: NatsServer) -> None:
+    router = RouterSide()
+    async with open_worker("nats", answers=False) as worker, open_router(router, history=HISTORY):
+        await until(lambda: is_reading(router))
+        worker.store(1)
+        await router.agrees_with(worker)
+        nats.kill()
+        await until(lambda: not worker.is_connected, "the worker to notice: what it sends until then is lost")
+        worker.store(2)
+        await asyncio.to_thread(nats.start)
+        worker.store(3)
+        await router.agrees_with(worker)
+
+
+async def test_workers_on_zmq_are_followed_as_ever(nats: NatsServer) -> None:
+    router = RouterSide()
+    async with open_router(router, history=HISTORY), open_worker("zmq") as worker:
+        worker.store(1)
+        await router.agrees_with(worker)
+        worker.store(2)
+        await router.agrees_with(worker)
+
+
+def is_reading(router: RouterSide) -> bool:
+    return router.feed.durable is not None and router.feed.durable.is_reading
