@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 from array import array
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from dynamo.shared.kv_events import WorkerRank
 from dynamo.shared.messages import Thresholds
@@ -172,7 +172,7 @@ decode_binding = msgspec.msgpack.Decoder(AffinityBinding).decode
 decode_update = msgspec.msgpack.Decoder(ReplicaUpdate).decode
 _decode_event = msgspec.msgpack.Decoder(ActiveSequenceEvent).decode
 _decode_batch = msgspec.msgpack.Decoder(ActiveSequenceBatch).decode
-_decode_integers = msgspec.msgpack.Decoder(list[int]).decode
+_decode_integers = msgspec.msgpack.Decoder(list[Annotated[int, Meta(ge=0)]]).decode
 
 _BATCH_HEAD = b"\x81\xa6events"
 _UPDATE_HEAD = b"\x92"
