@@ -61,9 +61,13 @@ class BlockHasher:
         self.num_refused = 0  # blocks that cannot be told of
 
     def stored(self, blocks: EngineStored) -> Stored:
-        """Up to the first block that is not full, or whose tokens are missing. Raises ValueError for tokens that are no
-        u32."""
+        """Up to the first block that is not full, or whose tokens are missing; none when one is its own ancestor.
+        Raises ValueError for tokens that are no u32."""
         names = [unsigned(engine_hash) for engine_hash in blocks.block_hashes[: self._num_full(blocks)]]
+        parent_hash = None if blocks.parent_hash is None else unsigned(blocks.parent_hash)
+        if len({parent_hash, *names}) <= len(names):
+            self._note_refused(len(names), "it is its own ancestor")
+            return Stored([])
         infos = list(blocks.block_mm_infos or ())[: len(names)]
         token_ids, mm_hashes = self._routed_tokens(blocks.token_ids, infos)
         try:
@@ -72,8 +76,8 @@ class BlockHasher:
             raise ValueError(f"token_ids: expected integers from 0 to 2**32 - 1: {error}") from None
         seed = hash_seed(blocks.lora_name, blocks.cache_salt)
         own = block_hashes(packed, self._block_size, seed, is_eagle=bool(blocks.is_eagle), mm_hashes=mm_hashes)
-        self._note_refused(len(blocks.block_hashes) - min(len(names), len(own)))
-        parent_hash = None if blocks.parent_hash is None else unsigned(blocks.parent_hash)
+        num_left_out = len(blocks.block_hashes) - min(len(names), len(own))
+        self._note_refused(num_left_out, f"it has not the {self._block_size} tokens that the publisher was told")
         return Stored(list(map(StoredBlock, names, own, chain(infos, repeat(None)))), parent_hash)
 
     def _num_full(self, blocks: EngineStored) -> int:
@@ -104,13 +108,9 @@ class BlockHasher:
         for is_run, run in runs:
             yield from repeat(next(values), len(run)) if is_run else run
 
-    def _note_refused(self, count: int) -> None:
+    def _note_refused(self, count: int, reason: str) -> None:
         if count and not self.num_refused:
-            log.warning(
-                "an engine's block is not published, for it has not %d tokens; further ones are only counted. The "
-                "publisher must be told the engine's block size",
-                self._block_size,
-            )
+            log.warning("an engine's block is not published, for %s; further ones are only counted", reason)
         self.num_refused += count
 
 

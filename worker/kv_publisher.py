@@ -27,7 +27,9 @@ from dynamo.shared.kv_events import (
 from dynamo.shared.request_plane.codec import BARE_CODECS
 from dynamo.shared.runtime import Endpoint, RuntimeClosed
 from dynamo.worker.engine_blocks import BlockHasher, EngineRemoved, EngineStored, unsigned
+from dynamo.worker.engine_translator import EngineTranslator
 from dynamo.worker.kv_outbox import KvOutbox
+from dynamo.worker.zmq_relay import EngineRelay
 
 log = logging.getLogger("dynamo.kv_events")
 
@@ -47,7 +49,10 @@ class KvEventPublisher:
     Events leave with the next tick of the loop, or after `batching_timeout_ms`. `image_token_id` and `video_token_id`
     are the tokens that stand for such objects in the engine's prompts.
 
-    Raises ValueError for a block size of 0.
+    With `zmq_endpoint` nobody needs to publish: the engine's own events on that socket, vLLM's or SGLang's, are
+    relayed, and those that were missed are asked for at `zmq_replay_endpoint`, where the engine has one.
+
+    Raises ValueError for a block size of 0, and for endpoints that are no addresses.
     """
 
     def __init__(
@@ -57,27 +62,34 @@ class KvEventPublisher:
         kv_block_size: int = 0,
         dp_rank: int = 0,
         enable_local_indexer: bool = False,
+        zmq_endpoint: str | None = None,
+        zmq_topic: str | None = None,
         batching_timeout_ms: int | None = None,
         image_token_id: int | None = None,
         kv_state_endpoint: str | None = None,
         video_token_id: int | None = None,
+        *,
+        zmq_replay_endpoint: str | None = None,
     ) -> None:
         if kv_block_size < 1:
             raise ValueError(f"kv_block_size is {kv_block_size}; say how many tokens a block of the engine has")
         self._loop = asyncio.get_running_loop()
         self._runtime = endpoint.runtime
         self._state_endpoint = self._runtime.endpoint(kv_state_endpoint) if kv_state_endpoint else endpoint
-        self._channel = self._runtime.event_publisher(self._state_endpoint.scope, KV_EVENTS_TOPIC)
-        self._has_indexer = enable_local_indexer
-        self._recovery = self._recovery_endpoint()
         self._worker_id = worker_id
         self._dp_rank = dp_rank
         self._batching_s = (batching_timeout_ms or 0) / 1000
-        placeholders = {token for token in (image_token_id, video_token_id) if token is not None}
-        self._hasher = BlockHasher(kv_block_size, frozenset(placeholders))
-        self._outbox = KvOutbox(dp_rank)
         self._is_open = False
         self._is_closed = False
+        self._outbox = KvOutbox(dp_rank)
+        placeholders = {token for token in (image_token_id, video_token_id) if token is not None}
+        self._hasher = BlockHasher(kv_block_size, frozenset(placeholders))
+        self.relay: EngineRelay | None = None
+        if zmq_endpoint is not None:
+            translator = EngineTranslator(self._hasher, dp_rank, self)
+            self.relay = EngineRelay(zmq_endpoint, translator, zmq_topic or "", zmq_replay_endpoint)
+        self._channel = self._runtime.event_publisher(self._state_endpoint.scope, KV_EVENTS_TOPIC)
+        self._recovery = self._recovery_endpoint() if enable_local_indexer else None
         self._opening = self._loop.create_task(self._open())
         self._closing: asyncio.Task[None] | None = None
         self._runtime.on_close(self.close)
@@ -201,15 +213,15 @@ class KvEventPublisher:
     async def _announce(self, worker_id: int) -> None:
         self._outbox.identify(worker_id)
         await self._channel.open()
-        target = await self._serve_recovery() if self._has_indexer else None
+        target = await self._serve_recovery(self._recovery) if self._recovery else None
         scope, publisher_id = self._state_endpoint.scope, self._channel.publisher_id
         metadata = SourceMetadata(scope, WorkerRank(worker_id, self._dp_rank), publisher_id, target)
         source = EventSource(Scope(endpoint=scope), KV_EVENTS_TOPIC, publisher_id, metadata)
         await self._runtime.publish(EVENT_SOURCES, self._channel.key, msgspec.json.encode(source))
 
-    async def _serve_recovery(self) -> RecoveryTarget:
-        await self._recovery.open(self._answer, codecs=BARE_CODECS)
-        return RecoveryTarget(*msgspec.structs.astuple(self._recovery.instance))
+    async def _serve_recovery(self, recovery: Endpoint) -> RecoveryTarget:
+        await recovery.open(self._answer, codecs=BARE_CODECS)
+        return RecoveryTarget(*msgspec.structs.astuple(recovery.instance))
 
     async def _answer(self, request: Any, _context: object) -> AsyncIterator[RecoveryAnswer]:
         try:
@@ -227,10 +239,13 @@ class KvEventPublisher:
     async def _close(self) -> None:
         self._opening.cancel()
         await asyncio.wait([self._opening])
+        if self.relay is not None:
+            await self.relay.close()
         self._send()
         await self._runtime.withdraw(EVENT_SOURCES, self._channel.key)
-        await self._recovery.unregister_endpoint_instance()
-        self._recovery.refuse()
+        if self._recovery is not None:
+            await self._recovery.unregister_endpoint_instance()
+            self._recovery.refuse()
         await self._channel.close()
 
 

@@ -23,6 +23,7 @@ from dynamo.worker.held_blocks import HeldBlocks
 
 NUM_BUFFERED_EVENTS = 1024  # as 1.6.1 keeps
 MAX_HELD_BLOCKS = 1 << 20  # more than an answer of 32 MiB could tell
+RECOVERY = "recovery"
 RESIDENCY_DOMAIN = "worker"  # the blocks are this worker's own, not those of a shared cache
 
 
@@ -81,6 +82,8 @@ class LocalIndexer:
             return RecoveryAnswer(
                 error=f"this is rank {self.dp_rank} of worker {self._worker_id}, not the one asked for"
             )
+        if query.kind != RECOVERY:
+            return RecoveryAnswer(error=f"queries of kind {query.kind!r} are not answered here; expected {RECOVERY!r}")
         if start is not None and end is not None and end < start:
             return RecoveryAnswer(invalid_range=InvalidRange(start, end))
         if start is None or not self._recent or start < self._recent[0].event.event_id:

@@ -86,4 +86,4 @@ def _engine(
 def _kv_publisher(config: WorkerConfig, endpoint: Endpoint, rank: int) -> KvEventPublisher | None:
     if not config.publishes_kv_events:
         return None
-    return KvEventPublisher(endpoint, None, config.block_size, rank, enable_local_indexer=True)
+    return KvEventPublisher(endpoint, kv_block_size=config.block_size, dp_rank=rank, enable_local_indexer=True)
