@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,15 @@ def test_a_file_is_read_from_disk(tmp_path: Path) -> None:
         read_policy_file(path)
     with pytest.raises(ConfigError, match=r"--router-policy-config .*missing\.yaml: cannot be read"):
         read_policy_file(tmp_path / "missing.yaml")
+
+
+def test_documented_files_are_well_formed() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "routing_policies.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    files = [parse_policy_file(example, "routing_policies.md") for example in examples]
+    assert [file.settings for file in files] == [{"router_ttl_s": 90.0}, {}]
+    assert files[0].profile("m", FALLBACK).classify("premium", 5000).name == "premium-long"
+    assert [each.type for file in files for each in file.instances.values()] == [
+        "dynamo-default-cost-fn",
+        "cache-unless-busy",
+    ]
