@@ -64,6 +64,7 @@ class ZmqOutlet:
 
     async def open(self) -> Transport:
         """Raises OSError when the address is none of this host's."""
+        self._socket.setsockopt(zmq.IPV6, "[" in self._host)  # with it, IPv4 addresses would be announced as IPv6
         try:
             self._socket.bind(f"tcp://{self._host}:*")
         except zmq.ZMQError as error:
@@ -107,6 +108,7 @@ class ZmqInlet:
 
     def connect(self, endpoint: str) -> None:
         """Raises OSError when that is no address."""
+        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)  # for the connections to come
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -163,7 +165,6 @@ class ZmqInlet:
 def _set_options(socket: zmq.Socket[bytes]) -> None:
     for name, value in (
         (zmq.LINGER, 0),
-        (zmq.IPV6, 1),
         (zmq.SNDHWM, HIGH_WATER_MARK),
         (zmq.RCVHWM, HIGH_WATER_MARK),
         (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),

@@ -11,7 +11,7 @@ class NatsServer(Server):
     def __init__(self, *flags: str) -> None:
         super().__init__()
         self._port = free_port()
-        self._flags = flags
+        self.flags = flags
 
     @property
     def url(self) -> str:
@@ -19,7 +19,7 @@ class NatsServer(Server):
 
     def arguments(self) -> list[str]:
         store = self.directory / "jetstream"
-        return ["--addr=127.0.0.1", f"--port={self._port}", "--jetstream", f"--store_dir={store}", *self._flags]
+        return ["--addr=127.0.0.1", f"--port={self._port}", "--jetstream", f"--store_dir={store}", *self.flags]
 
     def is_ready(self, output: str) -> bool:
         return "Server is ready" in output
