@@ -10,7 +10,7 @@ its worker. The choices of n > 1 do: each is a call of its own here, so each has
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -18,7 +18,6 @@ from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.preprocess import Prepared
 from dynamo.frontend.router_client import PlacementWish, RouterClient
 from dynamo.shared.errors import CannotConnect, WorkerError
-from dynamo.shared.protocol import EngineOutput
 from dynamo.shared.request_plane.client import WorkerAtCapacity
 
 MAX_DISPATCH_ATTEMPTS = 4  # workers that are offered a request before any begins it
@@ -32,52 +31,43 @@ class MigrationRules(Struct, frozen=True):
     limit: int = 3
     max_seq_len: int | None = None
 
-    def room_for_output(self, prepared: Prepared) -> int:
-        """Tokens of output that are worth keeping; below 1 for a request that never moves."""
+    def room_for_output(self, prepared: Prepared) -> int | None:
+        """Tokens of output with which it may still move, below 0 for too long a prompt; None if it never moves."""
         is_guided = prepared.sampling.guided_decoding is not None
         if not self.limit or is_guided or prepared.wishes.instance_id is not None:
-            return 0
+            return None
         return NO_LIMIT if self.max_seq_len is None else self.max_seq_len - prepared.num_tokens
 
 
 class KeptOutput:
-    """The ids of all tokens of one choice so far, four bytes each. `is_whole` until one of them could not be kept,
-    `has_outgrown` if that was for want of room."""
+    """The ids of all tokens of one choice so far, four bytes each. `keep` adds some; it is None for a choice that does
+    not move, or does not any more: `has_outgrown` says that it has more than `room` tokens."""
 
-    __slots__ = ("_ids", "_room", "has_outgrown", "is_whole")
+    __slots__ = ("_ids", "has_outgrown", "keep", "room")
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int | None) -> None:
         self._ids = array("I")
-        self._room = room
-        self.is_whole = room > 0
+        self.room = NO_LIMIT if room is None else room
+        self.keep: Callable[[list[int]], None] | None = None if room is None else self._ids.fromlist
         self.has_outgrown = False
+        if self.room < 0:
+            self.outgrow()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def keep(self, outputs: Sequence[EngineOutput]) -> None:
-        ids = self._ids
-        try:
-            for output in outputs:
-                if output.token_ids:
-                    ids.fromlist(output.token_ids)
-                elif output.text:  # of tokens that its worker does not tell
-                    self._drop()
-                    return
-        except OverflowError:  # no token id, whatever the detokenizer makes of it
-            self._drop()
-            return
-        if len(ids) > self._room:
-            self.has_outgrown = True
-            self._drop()
+    def outgrow(self) -> None:
+        self.has_outgrown = self.keep is not None
+        self.drop()
+
+    def drop(self) -> None:
+        """What is missing cannot be repeated to another worker."""
+        self.keep = None
+        self._ids = array("I")
 
     def packed(self) -> bytes:
         """u32 LE."""
         return self._ids.tobytes()
-
-    def _drop(self) -> None:
-        self.is_whole = False
-        self._ids = array("I")
 
 
 class Journey:
@@ -125,9 +115,7 @@ class Journey:
     def _may_move(self, error: WorkerError) -> bool:
         if not error.is_migratable or not self._rules.limit:
             return False
-        if self.output.has_outgrown:
-            self._record.has_outgrown_migration = True
-        if not self.output.is_whole:
+        if self.output.keep is None:
             return False
         if self._num_moves < self._rules.limit and self._router.can_place_elsewhere(self.wish):
             return True

@@ -230,7 +230,7 @@ class Answer:
         self._num_prompt_tokens = prepared.num_tokens
         self._output_limit = prepared.output_limit
         self._placement: Placement
-        self._milestone = 1  # tokens at which the placement wants to know of them
+        self._milestone = 1  # tokens at which somebody wants to know of them
         self._last: Delta | None = None
         self._num_cached_tokens: int | None = None
         self.is_ended_by_worker = False
@@ -257,8 +257,6 @@ class Answer:
             record.first_token_at = perf_counter()
         if self._choice.num_tokens >= self._milestone:
             self._reach_milestone()
-        if self._kept.is_whole:
-            self._kept.keep(outputs)
         if delta.finish_reason is not None:
             self._last = delta
             return False
@@ -278,8 +276,14 @@ class Answer:
     def _fold(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice
         num_before, text = choice.num_tokens, ""
+        keep = self._kept.keep
         for output in outputs:
             text += choice.push(output)
+            if keep is not None:
+                if output.token_ids:
+                    keep(output.token_ids)
+                elif output.text:  # of tokens that its worker does not tell
+                    self._kept.drop()
             if output.completion_usage is not None:
                 self._note_usage(output.completion_usage)
             if choice.finish_reason is not None:
@@ -296,8 +300,13 @@ class Answer:
         )
 
     def _reach_milestone(self) -> None:
-        num_prompt_tokens = self._num_prompt_tokens
-        self._milestone = self._placement.reached(num_prompt_tokens + self._choice.num_tokens) - num_prompt_tokens
+        """Some number of tokens matters: to the router, or to what is kept of them."""
+        num_tokens, num_prompt_tokens, kept = self._choice.num_tokens, self._num_prompt_tokens, self._kept
+        self._milestone = self._placement.reached(num_prompt_tokens + num_tokens) - num_prompt_tokens
+        if num_tokens > kept.room:
+            kept.outgrow()
+        else:
+            self._milestone = min(self._milestone, kept.room + 1)
 
     def _note_usage(self, usage: dict[str, object]) -> None:
         details = usage.get("prompt_tokens_details")

@@ -7,7 +7,8 @@ Unknown keys are ignored on reading, as Dynamo does. Ids are u64. On the request
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import typing
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -116,6 +117,8 @@ class ModelDeploymentCard(Struct, kw_only=True):
 
 
 # --------------------------------------------------------------------------- request plane
+
+TokenId: TypeAlias = typing.Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 
 class ConnectionInfo(Struct):
@@ -277,9 +280,9 @@ class TopLogprob(Struct, gc=False):
 
 
 class EngineOutput(Struct, gc=False):
-    """One item of a worker's answer: `token_ids` are *new* tokens."""
+    """One item of a worker's answer: `token_ids` are *new* tokens, u32."""
 
-    token_ids: list[int] = []
+    token_ids: list[TokenId] = []
     text: str | None = None
     log_probs: list[float] | None = None
     top_logprobs: list[list[TopLogprob]] | None = None

@@ -257,8 +257,8 @@ class EngineClient:
         trace_headers: dict[str, str] | None = None,
         metadata: dict[str, str] | None = None,
     ) -> AnswerStream[T]:
-        """Send the request; the worker finds `metadata` in its context. The stream fails later if the worker does; here are raised CannotConnect,
-        WorkerAtCapacity and, for a request over the frame limit, PayloadTooLarge."""
+        """Send the request; the worker finds `metadata` in its context. The stream fails later if the worker does; here
+        are raised CannotConnect, WorkerAtCapacity and, for a request over the frame limit, PayloadTooLarge."""
         subject = fresh_uuid()
         body = _encoders[worker.codec](request)
         frame = encode_request(

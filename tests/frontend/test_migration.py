@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from dynamo.frontend.migration import MAX_DISPATCH_ATTEMPTS, NO_LIMIT, KeptOutput
+from dynamo.frontend.migration import MAX_DISPATCH_ATTEMPTS
 from dynamo.shared.hashing import packed_sequence_hashes
 from dynamo.shared.messages import Free, Place, Placed, Refused, Settings, Worker, WorkerFailed
-from dynamo.shared.protocol import EngineOutput
 from tests.support.raw_worker import PATH, Call, RawWorker, raw_worker
 from tests.support.scripted_router import ScriptedRouter
 from tests.support.served_acceptor import MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
@@ -306,19 +305,36 @@ async def test_what_cannot_move_does_not(tmp_path: Path, fields: dict[str, Any])
         assert len(gate.places) == 1
 
 
-@pytest.mark.parametrize(("max_seq_len", "moves"), [(22, False), (23, True)])
-async def test_beyond_the_maximum_length_a_request_stays(tmp_path: Path, max_seq_len: int, moves: bool) -> None:
+@pytest.mark.parametrize(
+    ("max_seq_len", "num_output", "moves"),
+    [(19, 0, False), (20, 0, True), (20, 1, False), (22, 3, False), (23, 3, True)],
+)
+async def test_beyond_the_maximum_length_a_request_stays(
+    tmp_path: Path, max_seq_len: int, num_output: int, moves: bool
+) -> None:
     async with gateway(tmp_path, migration_max_seq_len=max_seq_len) as gate:
         answer = gate.complete()
         call = await gate.called(1)
-        call.tokens(*OUTPUT[:3])
+        if num_output:
+            call.tokens(*OUTPUT[:num_output])
         die(call)
         if moves:
             call = await gate.called(2)
-            call.tokens(*OUTPUT[3:], finish_reason="length")
+            call.tokens(*OUTPUT[num_output:], finish_reason="length")
             call.complete()
         assert (await answer).status == (200 if moves else 503)
         assert await gate.metric("dynamo_frontend_model_migration_max_seq_len_exceeded_total") == 1  # 26 in the end
+
+
+async def test_text_whose_tokens_are_not_told_cannot_be_continued(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as gate:
+        answer = gate.complete()
+        call = await gate.called(1)
+        call.tokens(*OUTPUT[:1])
+        call.item(data={"token_ids": [], "text": "words"})
+        die(call)
+        assert (await answer).status == 503
+        assert len(gate.places) == 1
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": None, "prompt": [300] * (1024 - len(OUTPUT))}])
@@ -380,31 +396,3 @@ async def test_the_second_placement_is_asked_with_the_blocks_of_the_whole_sequen
         sequence = b"".join(i.to_bytes(4, "little") for i in prompt + OUTPUT[:3])
         hashes = packed_sequence_hashes(sequence, 16)
         assert [place.block_hashes for place in gate.places] == [hashes[:8], hashes]
-
-
-# ---- what is kept to move with
-
-
-def kept(room: int, *outputs: EngineOutput) -> KeptOutput:
-    output = KeptOutput(room)
-    output.keep(outputs)
-    return output
-
-
-def test_kept_tokens_are_packed_like_a_prompt() -> None:
-    assert kept(NO_LIMIT, EngineOutput([1, 2]), EngineOutput([]), EngineOutput([3])).packed() == (
-        b"\1\0\0\0\2\0\0\0\3\0\0\0"
-    )
-
-
-@pytest.mark.parametrize("output", [EngineOutput([], "text alone"), EngineOutput([-1]), EngineOutput([1 << 40])])
-def test_output_that_cannot_be_repeated_is_not_kept(output: EngineOutput) -> None:
-    found = kept(NO_LIMIT, EngineOutput([1]), output)
-    assert (found.is_whole, found.has_outgrown, len(found)) == (False, False, 0)
-
-
-def test_output_without_room_is_not_kept() -> None:
-    assert kept(2, EngineOutput([1, 2])).is_whole
-    found = kept(2, EngineOutput([1, 2, 3]))
-    assert (found.is_whole, found.has_outgrown, len(found)) == (False, True, 0)
-    assert not KeptOutput(0).is_whole

@@ -330,6 +330,14 @@ async def test_noise_on_the_response_port_is_dropped(plane: Plane) -> None:
     assert await reader.read() == b""
 
 
+@pytest.mark.parametrize("token_id", [-1, 1 << 32])
+async def test_what_cannot_be_a_token_id_is_the_workers_fault(plane: Plane, worker: RawWorker, token_id: int) -> None:
+    stream, call = await begun(plane, worker)
+    call.tokens(7, token_id)
+    with pytest.raises(BackendError, match="cannot be read"):
+        await token_ids(stream)
+
+
 async def test_an_unreadable_frame_is_the_workers_fault(plane: Plane, worker: RawWorker) -> None:
     stream, call = await begun(plane, worker)
     call.writer.write(TWO_PART_PREFIX.pack(0, 3, 0) + b"\xc1\xc1\xc1")
