@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from dynamo.router.held_blocks import HeldBlocks
+from dynamo.router.holes import Holes
 from dynamo.router.index_snapshot import Holdings, Path, RankSnapshot
 from dynamo.router.lower_tier import LowerTier, slots_of
-from dynamo.router.prefix_tree import Coverage, Prefixes, PrefixTree, cut, deepest, ends, pack, unpack
+from dynamo.router.prefix_tree import Prefixes, PrefixTree, deepest, ends, pack, unpack
 from dynamo.shared.hashing import sequence_hashes
 from dynamo.shared.kv_events import CLEARED, TIERS, RouterEvent
 
@@ -35,27 +37,10 @@ class Matches(NamedTuple):
     external: dict[int, int]
 
 
-class HeldBlocks(Coverage):
-    """What one rank holds: `names` says per tier which sequence hash a name stands for. Engines may name one sequence
-    several times: `num_more_names` counts those beyond the first, per (tier, sequence hash)."""
-
-    def __init__(self, slot: int) -> None:
-        super().__init__(slot)
-        self.names: dict[str, dict[int, int]] = {tier: {} for tier in TIERS}
-        self.num_more_names: dict[tuple[str, int], int] = {}
-        self.num_holes = 0
-
-    def sequence_of(self, name: int) -> int | None:
-        for names in self.names.values():
-            if (sequence_hash := names.get(name)) is not None:
-                return sequence_hash
-        return None
-
-
 class PrefixIndex:
-    """Holds at most `max_blocks` names and holes, so at most as many blocks. When they become more, the rank and tier
-    with the most forgets the oldest of its blocks that no other follows, until one in 256 is free; matches of that
-    rank become shorter. What the engine says later of forgotten blocks counts as unknown.
+    """Holds at most `max_blocks` names and holes, so at most as many blocks, and a few orphans besides. When they
+    become more, the rank and tier with the most forgets the oldest of its blocks that no other follows, until one in
+    256 is free: matches of that rank become shorter, and what its engine says of them later counts as unknown.
 
     `num_unknown_parents` and `num_conflicts` count stored events that could not be applied, or not to their end;
     `num_unknown_removals` and `num_evicted` count blocks.
@@ -64,7 +49,6 @@ class PrefixIndex:
     def __init__(self, max_blocks: int) -> None:
         self.max_blocks = max_blocks
         self.num_holdings = 0
-        self.num_holes = 0
         self.num_evicted = 0
         self.num_unknown_parents = 0
         self.num_conflicts = 0
@@ -72,14 +56,22 @@ class PrefixIndex:
         self._tree = PrefixTree()
         self._lower = {tier: LowerTier() for tier in (HOST, DISK, EXTERNAL)}
         self._ranks: dict[int, HeldBlocks] = {}
-        self._holes: dict[int, int] = {}  # sequence hash -> mask of the ranks that cover it and do not hold it
-        self._ranks_with_holes = 0
+        self._holes = Holes()
         self._ranks_with_lower = 0
 
     @property
     def num_blocks(self) -> int:
         """Different sequence hashes; one that is in several tiers counts in each."""
         return len(self._tree.blocks) + sum(map(len, self._lower.values()))
+
+    @property
+    def num_holes(self) -> int:
+        return len(self._holes)
+
+    @property
+    def num_orphans(self) -> int:
+        """Blocks that wait for their parent."""
+        return sum(len(rank.orphans) for rank in self._ranks.values())
 
     # ---- what engines say
 
@@ -101,24 +93,24 @@ class PrefixIndex:
     ) -> bool:
         """Consecutive blocks, by the engine's names and the hashes of their tokens; `parent` is a name, None at the
         start of a prompt. An unknown tier counts as external. False if the rank does not know the parent, or if the
-        device should go on where it has nothing: then nothing is stored."""
-        tier = _known(tier)
-        rank = self._ranks.get(slot) or HeldBlocks(slot)
-        after = None if parent is None else rank.sequence_of(parent)
-        if parent is not None and (after is None or (tier == DEVICE and not self._tree.covers(rank, after))):
-            self.num_unknown_parents += 1
-            return False
+        device should go on where it has nothing: then nothing is stored. Below the device, blocks wait for a parent
+        that is unknown, and False says that there are too many of them."""
         if not block_hashes:
             return True
-        self._ranks[slot] = rank
-        chain = sequence_hashes(tokens_hashes, after)
-        if tier == DEVICE:
-            self._store_on_device(rank, after, block_hashes, chain)
+        tier = _known(tier)
+        rank = self._ranks.get(slot)
+        if rank is None:
+            rank = self._ranks[slot] = HeldBlocks(slot)
+        after = None if parent is None else rank.sequence_of(parent)
+        is_kept = True
+        if parent is None or self._can_follow(rank, tier, after):
+            self._store_blocks(rank, tier, after, block_hashes, tokens_hashes)
         else:
-            self._store_below(rank, tier, block_hashes, chain)
+            is_kept = tier != DEVICE and self._store_orphans(rank, tier, parent, block_hashes, tokens_hashes)
+            self.num_unknown_parents += not is_kept
         if self._size > self.max_blocks:
             self._make_room()
-        return True
+        return is_kept
 
     def remove(self, slot: int, tier: str, block_hashes: list[int]) -> None:
         """Blocks by the engine's names; unknown ones are counted and ignored."""
@@ -131,7 +123,7 @@ class PrefixIndex:
         for name in block_hashes:
             if name in names:
                 self._remove_name(rank, tier, name)
-            else:
+            elif not rank.orphans.remove(tier, name):
                 self.num_unknown_removals += 1
         self._note_lower_tiers(rank)
 
@@ -141,9 +133,7 @@ class PrefixIndex:
         if rank is None:
             return
         self._tree.remove(rank)
-        if rank.num_holes:
-            for sequence_hash in list(self._holes):
-                self._fill_hole(rank, sequence_hash)
+        self._holes.fill_all(rank)
         for tier, names in rank.names.items():
             self.num_holdings -= len(names)
             if tier != DEVICE:
@@ -156,18 +146,10 @@ class PrefixIndex:
     def match(self, block_hashes: bytes, candidates: int) -> Matches:
         """What ranks in the mask `candidates` hold of a prompt, given as packed u64 LE sequence hashes."""
         prompt = unpack(block_hashes)
-        device = self._tree.prefixes(prompt, candidates)
-        if device and device[0][0] & self._ranks_with_holes:
-            device = self._end_before_holes(device, prompt[: device[-1][1]])
+        device = self._holes.end_before(self._tree.prefixes(prompt, candidates), prompt)
         if below := candidates & self._ranks_with_lower:
             return Matches(device, *self._continue_below(device, prompt, below))
         return Matches(device, {}, {}, {})
-
-    def _end_before_holes(self, device: Prefixes, prompt: array[int]) -> Prefixes:
-        holes = self._holes
-        if holes.keys().isdisjoint(prompt):
-            return device
-        return cut(device, [(holes[block], position) for position, block in enumerate(prompt) if block in holes])
 
     def _continue_below(self, device: Prefixes, prompt: array[int], ranks: int) -> list[dict[int, int]]:
         reached = dict.fromkeys(slots_of(ranks), 0)
@@ -217,7 +199,7 @@ class PrefixIndex:
             if self._tree.extend(rank, path.parent, chain) < len(chain):
                 raise ValueError("cannot load the prefix index: other ranks know a block of it by another parent")
             for block in chain:
-                self._make_hole(rank, block)
+                self._holes.make(rank, block)
 
     def _load_names(self, rank: HeldBlocks, holdings: Holdings) -> None:
         tier = _known(holdings.tier)
@@ -226,7 +208,7 @@ class PrefixIndex:
             raise ValueError("cannot load the prefix index: a name stands for a block that is in no path")
         if tier == DEVICE:
             for name, block in zip(names, blocks, strict=True):
-                self._name(rank, DEVICE, name, block, is_new=self._fill_hole(rank, block))
+                self._name(rank, DEVICE, name, block, is_new=self._holes.fill(rank, block))
         else:
             self._store_below(rank, tier, names, blocks)
 
@@ -234,7 +216,44 @@ class PrefixIndex:
 
     @property
     def _size(self) -> int:
-        return self.num_holdings + self.num_holes
+        return self.num_holdings + len(self._holes)
+
+    def _can_follow(self, rank: HeldBlocks, tier: str, after: int | None) -> bool:
+        return after is not None and (tier != DEVICE or self._tree.covers(rank, after))
+
+    def _store_blocks(
+        self, rank: HeldBlocks, tier: str, after: int | None, names: list[int], tokens_hashes: list[int]
+    ) -> None:
+        chain = sequence_hashes(tokens_hashes, after)
+        if tier == DEVICE:
+            self._store_on_device(rank, after, names, chain)
+        else:
+            self._store_below(rank, tier, names, chain)
+        if rank.orphans:
+            self._adopt(rank, tier, names)
+
+    def _store_orphans(
+        self, rank: HeldBlocks, tier: str, parent: int, names: list[int], tokens_hashes: list[int]
+    ) -> bool:
+        """Whether all of them are kept."""
+        for name, tokens_hash in zip(names, tokens_hashes, strict=True):
+            if (after := rank.sequence_of(parent)) is not None:
+                self._store_blocks(rank, tier, after, [name], [tokens_hash])
+            elif name not in rank.names[tier] and not rank.orphans.add(tier, name, parent, tokens_hash):
+                return False
+            parent = name
+        return True
+
+    def _adopt(self, rank: HeldBlocks, tier: str, names: list[int]) -> None:
+        """Store the orphans that follow on blocks just stored, and those that follow on them."""
+        for name in names:
+            rank.orphans.remove(tier, name)
+        parents = list(names)
+        for parent in parents:
+            if (after := rank.sequence_of(parent)) is not None:
+                for orphan_tier, name, tokens_hash in rank.orphans.take(parent):
+                    self._store_below(rank, orphan_tier, [name], sequence_hashes([tokens_hash], after))
+                    parents.append(name)
 
     def _store_on_device(self, rank: HeldBlocks, after: int | None, names: list[int], chain: list[int]) -> None:
         known = rank.names[DEVICE]
@@ -260,12 +279,12 @@ class PrefixIndex:
         known = rank.names[DEVICE]
         for name, sequence_hash in zip(names, chain, strict=True):
             if known[name] != sequence_hash:
-                self._make_hole(rank, sequence_hash)
+                self._holes.make(rank, sequence_hash)
 
     def _store_one(self, rank: HeldBlocks, after: int | None, name: int, sequence_hash: int) -> bool:
         """Whether the rank holds it now."""
         if self._tree.covers(rank, sequence_hash):
-            is_new = self._fill_hole(rank, sequence_hash)
+            is_new = self._holes.fill(rank, sequence_hash)
         elif self._tree.extend(rank, after, [sequence_hash]):
             is_new = True
         else:
@@ -309,34 +328,13 @@ class PrefixIndex:
         elif rank.is_leaf(sequence_hash):
             self._remove_leaf(rank, sequence_hash)
         else:
-            self._make_hole(rank, sequence_hash)
+            self._holes.make(rank, sequence_hash)
 
     def _remove_leaf(self, rank: HeldBlocks, leaf: int) -> None:
         """And the holes that led only there."""
         before = self._tree.remove_leaf(rank, leaf)
-        while before is not None and self._fill_hole(rank, before):
+        while before is not None and self._holes.fill(rank, before):
             before = self._tree.remove_leaf(rank, before)
-
-    def _make_hole(self, rank: HeldBlocks, sequence_hash: int) -> None:
-        self._holes[sequence_hash] = self._holes.get(sequence_hash, 0) | rank.bit
-        self._ranks_with_holes |= rank.bit
-        rank.num_holes += 1
-        self.num_holes += 1
-
-    def _fill_hole(self, rank: HeldBlocks, sequence_hash: int) -> bool:
-        """Whether there was one."""
-        ranks = self._holes.get(sequence_hash, 0)
-        if not ranks & rank.bit:
-            return False
-        if rest := ranks ^ rank.bit:
-            self._holes[sequence_hash] = rest
-        else:
-            del self._holes[sequence_hash]
-        rank.num_holes -= 1
-        self.num_holes -= 1
-        if not rank.num_holes:
-            self._ranks_with_holes ^= rank.bit
-        return True
 
     def _note_lower_tiers(self, rank: HeldBlocks) -> None:
         if self._ranks_with_lower & rank.bit and not any(rank.names[tier] for tier in self._lower):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections import OrderedDict
 
 from dynamo.router.prefix_tree import Coverage, Prefixes, PrefixTree, unpack
@@ -59,7 +60,7 @@ class PredictedIndex:
 
     def insert(self, slot: int, block_hashes: bytes, now: float) -> None:
         """A prompt, given as packed u64 LE sequence hashes, was placed on this rank."""
-        chain = unpack(block_hashes).tolist()
+        chain = unpack(block_hashes)
         if not chain:
             return
         rank = self._ranks.get(slot)
@@ -99,12 +100,12 @@ class PredictedIndex:
         self.num_expired += num_before - self.num_blocks
         self._next_expiry = min((rank.oldest for rank in self._ranks.values()), default=math.inf) + self._ttl_s
 
-    def _cover(self, rank: PlacedBlocks, chain: list[int]) -> int | None:
+    def _cover(self, rank: PlacedBlocks, chain: array[int]) -> int | None:
         """The last block of the prompt that the rank covers now: None only if hashes collide."""
         num_covered = self._tree.num_covered(rank, chain)
         if num_covered < len(chain):
             parent = chain[num_covered - 1] if num_covered else None
-            num_added = self._tree.extend(rank, parent, chain[num_covered:])
+            num_added = self._tree.extend(rank, parent, chain[num_covered:].tolist())
             self.num_blocks += num_added
             num_covered += num_added
         return chain[num_covered - 1] if num_covered else None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dynamo.router.held_blocks import MAX_ORPHANS
 from dynamo.router.index import Matches, PrefixIndex
 from dynamo.router.index_snapshot import Path, RankSnapshot
 from dynamo.router.prefix_tree import pack
@@ -39,18 +40,38 @@ def held(matches: Matches, slot: int) -> list[int]:
 
 
 class NaiveRank:
-    """One rank: what each name stands for, per tier."""
+    """One rank: what each name stands for, per tier, and which names wait for their parent."""
 
     def __init__(self) -> None:
         self.names: dict[str, dict[int, Tokens]] = {tier: {} for tier in TIERS}
+        self.orphans: dict[tuple[str, int], tuple[int, int]] = {}
 
     def store(self, tier: str, parent: int | None, names: list[int], tokens: list[int]) -> bool:
-        found = () if parent is None else self.tokens_of(parent)
-        if found is None or (tier == DEVICE and found not in {(), *self.covered()}):
+        before = () if parent is None else self.tokens_of(parent)
+        if tier == DEVICE and (before is None or before not in {(), *self.covered()}):
             return False
-        for i, name in enumerate(names):
-            self.names[tier][name] = (*found, *tokens[: i + 1])
+        if before is not None:
+            for i, name in enumerate(names):
+                self.names[tier][name] = (*before, *tokens[: i + 1])
+        elif parent is not None:
+            for orphan, its_parent, its_tokens in zip(names, [parent, *names], tokens, strict=False):
+                self.orphans[tier, orphan] = (its_parent, its_tokens)
+        self.adopt()
         return True
+
+    def adopt(self) -> None:
+        """An orphan that is found is one no longer, whether as such or under its own name."""
+        for _ in range(len(self.orphans)):
+            for (tier, name), (parent, token) in list(self.orphans.items()):
+                before = self.tokens_of(parent)
+                if before is not None:
+                    self.names[tier].setdefault(name, (*before, token))
+                if name in self.names[tier]:
+                    del self.orphans[tier, name]
+
+    def remove(self, tier: str, name: int) -> None:
+        self.names[tier].pop(name, None)
+        self.orphans.pop((tier, name), None)
 
     def tokens_of(self, name: int) -> Tokens | None:
         return next((names[name] for names in self.names.values() if name in names), None)
@@ -70,7 +91,8 @@ class NaiveRank:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Blocks come and go in any order, under any name, also one that stands for another block already."""
+    """Blocks come and go in any order, under any name, also one that stands for another block already. Only the device
+    is asked to store what follows an unknown name."""
 
     max_blocks = 10_000
     names = st.integers(1, 12)
@@ -84,8 +106,8 @@ class IndexMachine(RuleBasedStateMachine):
     def store(self, slot: int, tier: str, tokens: list[int], data: st.DataObject) -> None:
         rank = self.ranks[slot]
         known = sorted(name for names in rank.names.values() for name in names)
-        parents = st.none() | self.names
-        parent = data.draw(parents | st.sampled_from(known) if known else parents)
+        parents = st.sampled_from(known) if known else st.none()
+        parent = data.draw(st.none() | parents | self.names if tier == DEVICE else st.none() | parents)
         names = data.draw(st.lists(self.names, min_size=len(tokens), max_size=len(tokens)))
         is_known = rank.store(tier, parent, names, tokens)
         assert self.index.store(slot, tier, parent, names, tokens) == is_known
@@ -93,7 +115,7 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(slot=slots, tier=tiers, names=st.lists(names, max_size=4))
     def remove(self, slot: int, tier: str, names: list[int]) -> None:
         for name in names:
-            self.ranks[slot].names[tier].pop(name, None)
+            self.ranks[slot].remove(tier, name)
         self.index.remove(slot, tier, names)
 
     @rule(slot=slots)
@@ -133,21 +155,39 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.num_holes == sum(len(all_) - len(own) for all_, own in zip(covered, on_device, strict=True))
 
 
-class CrowdedIndexMachine(IndexMachine):
-    """With a cap, and engines that name a block always the same, the index knows less than there is and never more."""
+class OrderlyIndexMachine(IndexMachine):
+    """Engines name a prompt in one of two ways, so what follows an unknown name is found when that gets known."""
+
+    names = st.builds(lambda tokens, way: name_of(tuple(tokens), way), blocks, st.integers(0, 1))
+
+    @rule(slot=slots, tier=tiers, parent=prompts, way=st.integers(0, 1), tokens=blocks)
+    def store(self, slot: int, tier: str, parent: list[int], way: int, tokens: list[int]) -> None:
+        names = [name_of((*parent, *tokens[: i + 1]), way) for i in range(len(tokens))]
+        parent_name = name_of(tuple(parent), way) if parent else None
+        is_there = self.ranks[slot].store(tier, parent_name, names, tokens)
+        self.check_stored(self.index.store(slot, tier, parent_name, names, tokens), is_there)
+
+    def check_stored(self, is_stored: bool, is_there: bool) -> None:
+        assert is_stored == is_there
+
+    @rule(slot=slots)
+    def reload(self, slot: int) -> None:
+        """Orphans are not kept."""
+        super().reload(slot)
+        self.ranks[slot].orphans.clear()
+
+    @invariant()
+    def orphans_are_counted(self) -> None:
+        assert self.index.num_orphans == sum(len(rank.orphans) for rank in self.ranks)
+
+
+class CrowdedIndexMachine(OrderlyIndexMachine):
+    """With a cap the index knows less than there is, and never more."""
 
     max_blocks = 12
-    names = st.integers(1, 3**6)
 
-    @rule(slot=slots, tier=tiers, tokens=blocks, data=st.data())
-    def store(self, slot: int, tier: str, tokens: list[int], data: st.DataObject) -> None:
-        rank = self.ranks[slot]
-        known = sorted(tokens for names in rank.names.values() for tokens in names.values())
-        parent = data.draw(st.just(()) | st.sampled_from(known) if known else st.just(()))
-        names = [name_of((*parent, *tokens[: i + 1])) for i in range(len(tokens))]
-        parent_name = name_of(parent) if parent else None
-        is_there = rank.store(tier, parent_name, names, tokens)
-        assert self.index.store(slot, tier, parent_name, names, tokens) <= is_there
+    def check_stored(self, is_stored: bool, is_there: bool) -> None:
+        assert is_stored <= is_there
 
     def check(self, prompt: list[int], candidates: int) -> None:
         matches = self.index.match(prompt_of(prompt), candidates)
@@ -162,13 +202,18 @@ class CrowdedIndexMachine(IndexMachine):
         assert self.index.num_blocks <= self.index.num_holdings + self.index.num_holes <= self.max_blocks
         assert self.index.num_holdings <= num_names
 
+    @invariant()
+    def orphans_are_counted(self) -> None:
+        """Those whose parents were forgotten are more, those forgotten with a reload are less."""
+
 
 TestIndex = IndexMachine.TestCase
+TestOrderlyIndex = OrderlyIndexMachine.TestCase
 TestCrowdedIndex = CrowdedIndexMachine.TestCase
 
 
-def name_of(tokens: Tokens) -> int:
-    return int("".join(map(str, tokens)), 4)
+def name_of(tokens: Tokens, way: int) -> int:
+    return int("".join(map(str, tokens)), 4) + way * 2**60
 
 
 def check_shape(matches: Matches, candidates: int) -> None:
@@ -290,6 +335,31 @@ def test_a_lower_tier_may_repeat_what_the_device_has(index: PrefixIndex) -> None
     assert found(index, PROMPT) == ([(0b11, 2), (0b01, 4)], {}, {}, {})
     index.remove(0, DEVICE, [104, 103])
     assert found(index, PROMPT) == ([(0b11, 2)], {0: 2}, {}, {})
+
+
+def test_below_the_device_blocks_wait_for_their_parent(index: PrefixIndex) -> None:
+    index.remove(0, DEVICE, [104, 103])
+    index.store(0, HOST, 103, [104], [4])
+    assert found(index, PROMPT).host == {}
+    assert index.num_orphans == 1
+    index.store(0, HOST, 102, [103], [3])
+    assert found(index, PROMPT).host == {0: 2}
+    assert index.num_orphans == 0
+
+
+def test_blocks_that_wait_can_be_removed(index: PrefixIndex) -> None:
+    index.store(0, HOST, 204, [205, 206], [5, 6])
+    index.remove(0, HOST, [205])
+    assert (index.num_orphans, index.num_unknown_removals) == (1, 0)
+    index.clear(0)
+    assert index.num_orphans == 0
+
+
+def test_only_so_many_blocks_wait(index: PrefixIndex) -> None:
+    names = list(range(1000, 1001 + MAX_ORPHANS))
+    assert not index.store(0, HOST, 999, names, names)
+    assert index.num_orphans == MAX_ORPHANS
+    assert index.num_unknown_parents == 1
 
 
 def test_the_device_cannot_go_on_where_it_has_nothing(index: PrefixIndex) -> None:
