@@ -131,8 +131,15 @@ def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: in
 
 
 def _router(config: FrontendConfig, run_dir: RunDir, environ: dict[str, str]) -> Child:
-    own: dict[str, Any] = {"bind": run_dir.router_endpoint}
-    names = ("discovery_backend", "event_plane", "router_mode", *KvRouterOptions.options(), *PlacementOptions.options())
+    own: dict[str, Any] = {"bind": run_dir.router_endpoint, "endpoint": None, "metrics_port": None}
+    names = (
+        "discovery_backend",
+        "event_plane",
+        "tcp_response_stream_host",
+        "router_mode",
+        *KvRouterOptions.options(),
+        *PlacementOptions.options(),
+    )
     return Child("router", "dynamo.router", own | {name: getattr(config, name) for name in names}, environ=environ)
 
 

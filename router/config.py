@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import msgspec
@@ -34,6 +38,11 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         choices=("etcd", "file", "mem"),
         help="Where workers announce themselves: etcd (ETCD_ENDPOINTS), file (the directory DYN_FILE_KV), or mem.",
     )
+    tcp_response_stream_host: str | None = option(
+        None,
+        env="DYN_TCP_RESPONSE_STREAM_HOST",
+        help="Address at which workers reach the router with answers; unset finds the address of the default route.",
+    )
     event_plane: str = option(
         "zmq",
         env="DYN_EVENT_PLANE",
@@ -47,6 +56,28 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         parse=dashed,
         help="How a worker is chosen; underscores are accepted too.",
     )
+    endpoint: str | None = option(
+        None,
+        env="DYN_ROUTER_ENDPOINT",
+        help="Also answer on the request plane, for the workers of this endpoint (namespace.component.endpoint): "
+        "generate, best_worker_id and get_overlap_scores at NAMESPACE.router. Without --router-mode it means kv.",
+    )
+    router_block_size: int | None = option(
+        None,
+        env="DYN_ROUTER_BLOCK_SIZE",
+        flags=("--router-block-size", "--block-size"),
+        minimum=1,
+        help="Tokens per KV block of those workers; others are left out. Unset: as their cards say.",
+    )
+    metrics_port: int | None = option(
+        None,
+        env="DYN_ROUTER_METRICS_PORT",
+        flags=("--metrics-port",),
+        minimum=0,
+        maximum=65535,
+        help="Port for HTTP GET of /metrics and /health; 0 takes a free one and logs it, unset listens nowhere.",
+    )
+    metrics_host: str = option("0.0.0.0", env="DYN_ROUTER_METRICS_HOST", help="Address for that port, IPv4 or IPv6.")
     acceptor_expiry_s: float = option(
         10,
         env="DYN_ROUTER_ACCEPTOR_EXPIRY_SECS",
@@ -80,6 +111,17 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         super().__post_init__()
         if self.router_mode not in ROUTER_MODES:
             raise ConfigError(f"--router-mode {self.router_mode!r}: expected one of {', '.join(ROUTER_MODES)}")
+        if self.endpoint is not None and len([part for part in self.endpoint.split(".") if part]) != 3:
+            raise ConfigError(f"--endpoint {self.endpoint!r}: expected namespace.component.endpoint")
+
+    @classmethod
+    def load(
+        cls, argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str, description: str = ""
+    ) -> tuple[Self, dict[str, str]]:
+        config, provenance = super().load(argv, environ, prog=prog, description=description)
+        if config.endpoint is not None and provenance["router_mode"] == "default":
+            config = dataclasses.replace(config, router_mode="kv")
+        return config, provenance
 
     def updated(self, line: bytes) -> Self:
         """With the values of one JSON object over our own. Raises ConfigError."""
@@ -127,6 +169,11 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             ),
         )
 
+    @cached_property
+    def router_id(self) -> int | None:
+        """Another one each time the process starts, for what it placed before is not known to it."""
+        return int.from_bytes(os.urandom(8)) >> 1 if self.router_replica_sync else None
+
     @property
     def rules(self) -> Rules:
         return Rules(
@@ -139,10 +186,11 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             max_acceptors=self.max_acceptors,
             max_active_per_acceptor=self.max_active_per_acceptor,
             max_table_entries=self.max_table_entries,
-            kv_cache_block_size=self.kv_cache_block_size,
+            kv_cache_block_size=self.router_block_size or self.kv_cache_block_size,
             weights=Weights.from_options(self),
             tracks_output_blocks=self.router_track_output_blocks,
             uses_kv_events=self.uses_kv_events,
+            has_durable_events=self.router_durable_kv_events,
             max_index_blocks=self.router_max_index_blocks,
             predicted_ttl_s=self.predicted_ttl_s,
             predicted_policy=self.router_approximate_cache_policy,
@@ -152,4 +200,8 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             session_ttl_s=self.router_session_affinity_ttl_s,
             is_affinity_hard=self.router_session_affinity_mode == "hard",
             max_sessions=self.router_max_sessions,
+            router_id=self.router_id,
+            has_batches=self.event_plane == "zmq",
+            remote_request_expiry_s=self.router_active_request_expiry_s,
+            first_sequence=time.time_ns(),
         )

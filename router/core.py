@@ -16,21 +16,26 @@ from dynamo.router.acceptors import Acceptors
 from dynamo.router.admission import Admission
 from dynamo.router.affinity import SessionAffinity
 from dynamo.router.entries import read_registered, read_worker
-from dynamo.router.event_sources import EventSources
+from dynamo.router.event_sources import RESTORED_FOR_S, Cursor, EventSources
 from dynamo.router.fleet import Fleet
 from dynamo.router.index import PrefixIndex
+from dynamo.router.index_snapshot import RankSnapshot
 from dynamo.router.inquiries import Inquiries, placed, reason_of, receipt_of
 from dynamo.router.overload import OverloadMonitor
 from dynamo.router.placing import Placing, refused
 from dynamo.router.predicted import PredictedIndex
 from dynamo.router.queue import PlacementQueue, PolicyClass, QueueFull
 from dynamo.router.ranks import ranks_of
+from dynamo.router.remote_load import RemoteLoad
+from dynamo.router.replica_host import ReplicaLimits
+from dynamo.router.replicas import ReplicaSync
 from dynamo.router.selectors import SELECTORS, Choice, Question
 from dynamo.router.table import ModelTable
 from dynamo.router.weights import Weights
 from dynamo.shared.card import CardError, Registered
 from dynamo.shared.discovery import INSTANCES, Change, Put
-from dynamo.shared.kv_events import LoadReport
+from dynamo.shared.event_plane import EndpointScope
+from dynamo.shared.kv_events import LoadReport, WorkerRank
 from dynamo.shared.messages import (
     AcceptorMessage,
     ActiveRequest,
@@ -51,10 +56,12 @@ from dynamo.shared.messages import (
     Settings,
     TableDelta,
     Thresholds,
+    ThresholdsAre,
     Welcome,
     WorkerFailed,
 )
 from dynamo.shared.protocol import RuntimeConfig
+from dynamo.shared.replica_events import RunningRequest
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner  # with numpy
@@ -86,6 +93,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     weights: Weights = Weights()
     tracks_output_blocks: bool = False
     uses_kv_events: bool = True
+    has_durable_events: bool = False
     max_index_blocks: int = 8_000_000
     predicted_ttl_s: float | None = None
     predicted_policy: str = "ttl"
@@ -95,6 +103,10 @@ class Rules(Struct, frozen=True, kw_only=True):
     session_ttl_s: float | None = None
     is_affinity_hard: bool = True
     max_sessions: int = 65_536
+    router_id: int | None = None  # among replicas; None has none
+    has_batches: bool = True  # whether replicas take several events in one message
+    remote_request_expiry_s: float = 300.0
+    first_sequence: int = 1  # of this router's session bindings
 
     def serves_namespace(self, namespace: str) -> bool:
         if self.namespace_prefix:
@@ -111,8 +123,11 @@ OnDecision = Callable[[Question, Choice, str, list[Candidate], float], None]
 
 
 class Note(NamedTuple):
-    session_id: str
-    policy_class: str
+    """Of a running request: who must be told of its end. `shared` is where and as what replicas know it."""
+
+    session_id: str = ""
+    policy_class: str = ""
+    shared: tuple[EndpointScope, str] | None = None
 
 
 class Router:
@@ -129,7 +144,7 @@ class Router:
         self.rules = rules
         self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
         self.fleet = Fleet(rng, self.acceptors.num_active, rules.weights, _index(rules), _predicted(rules), policy)
-        self.sources = _sources(self.fleet)
+        self.sources = _sources(self.fleet, is_durable=rules.has_durable_events)
         self.table = ModelTable(lambda: SELECTORS[rules.router_mode](self.fleet))
         self.overload = OverloadMonitor(self.fleet.sequences, rules.thresholds)
         self.affinity = _affinity(rules)
@@ -138,6 +153,8 @@ class Router:
         self.placing.has_enough_workers = rules.min_initial_workers <= 0
         self.admission = Admission(rules.classes, self.queue, self.placing, self.fleet)
         self.inquiries = Inquiries(self.table, self.fleet, self.placing, self.admission, self.overload)
+        self.remote = RemoteLoad(self.table, self.fleet, self.overload, self.affinity)
+        self.replicas = _replicas(rules, self.remote)
         self.malformed: dict[str, str] = {}  # discovery key -> what is wrong with its value
         self.num_left_out = 0  # discovery entries that the table had no room for
         self.num_turned_away = 0
@@ -146,6 +163,8 @@ class Router:
         self._outcomes: dict[str, int] = {}
         self._outgoing: dict[bytes, list[RouterMessage]] = {}
         self._has_room = False  # something ended since the queue was looked at
+        self._kept: dict[tuple[int, int], RankSnapshot] = {}  # of ranks that have not come yet
+        self._kept_until = 0.0
         self._notes: dict[tuple[bytes, int], Note] = {}  # of running requests that somebody must be told of at the end
 
     # ---- discovery
@@ -179,6 +198,7 @@ class Router:
             for slot in self.fleet.ranks.slots_of(instance_id).values():
                 self.overload.set_capacity(slot, facts.total_kv_blocks, facts.max_num_batched_tokens)
             if self.sources is not None:
+                self._unpack(instance_id)
                 self.sources.worker_up(instance_id, self._now)
 
     def _has_ranks(self, instance_id: int, facts: RuntimeConfig) -> bool:
@@ -244,6 +264,33 @@ class Router:
                 key,
             )
 
+    # ---- what a predecessor knew
+
+    def restore(self, states: dict[Cursor, RankSnapshot], now: float) -> None:
+        """Give ranks these blocks when they come; their events decide how long that holds."""
+        if self.sources is not None:
+            self._kept = {(cursor.worker_id, cursor.dp_rank): blocks for cursor, blocks in states.items()}
+            self._kept_until = now + RESTORED_FOR_S
+            self.sources.restore(states, now)
+
+    def state_of(self, worker_id: int, dp_rank: int) -> tuple[Cursor, RankSnapshot] | None:
+        """What `restore` takes; None while it is not complete."""
+        slot = self.fleet.ranks.slot_of(worker_id, dp_rank)
+        cursor = None if self.sources is None else self.sources.cursor_of(worker_id, dp_rank)
+        if slot is None or cursor is None or self.fleet.index is None:
+            return None
+        return cursor, self.fleet.index.dump(slot)
+
+    def _unpack(self, instance_id: int) -> None:
+        assert self.fleet.index is not None
+        for dp_rank, slot in self.fleet.ranks.slots_of(instance_id).items():
+            blocks = self._kept.pop((instance_id, dp_rank), None)
+            if blocks is not None:
+                try:
+                    self.fleet.index.load(slot, blocks)
+                except ValueError as error:
+                    log.warning("worker %x rank %d does not start warm: %s", instance_id, dp_rank, error)
+
     # ---- what workers say of themselves
 
     def report_load(self, report: LoadReport) -> None:
@@ -268,7 +315,7 @@ class Router:
                 case Free():
                     self._free(peer, message.request_id)
                 case PrefillCompleted():
-                    self._has_room |= self.fleet.sequences.complete_prefill((peer, message.request_id))
+                    self._complete_prefill((peer, message.request_id))
                 case OutputGrown():
                     self.fleet.sequences.grow_output((peer, message.request_id), message.num_blocks)
                 case Hello():
@@ -290,6 +337,7 @@ class Router:
         if is_stranger:  # after the answers, so that the hello it provokes tells of them
             self._say(peer, SAY_HELLO)
         self._serve_queue(now)
+        self._tell_bindings()
 
     def take_outgoing(self) -> dict[bytes, list[RouterMessage]]:
         """What is to be said to whom since the last call."""
@@ -314,6 +362,8 @@ class Router:
         for waiting in self.queue.expire(now):
             self._refuse(waiting.key[0], refused(waiting.place, "queue_full", WAITED_TOO_LONG))
         self.admission.refresh(now)
+        if self._kept and now >= self._kept_until:
+            self._kept.clear()
         self._has_room = True  # a worker may have become healthy, or its reported load less
         self._serve_queue(now)
 
@@ -424,6 +474,16 @@ class Router:
             self._has_room = True
         if note.session_id and self.affinity is not None:
             self.affinity.release(note.session_id, self._now)
+        if note.shared is not None and self.replicas is not None:
+            self.replicas.freed(*note.shared)
+
+    def _complete_prefill(self, key: tuple[bytes, int]) -> None:
+        if not self.fleet.sequences.complete_prefill(key):
+            return
+        self._has_room = True
+        note = self._notes.get(key)
+        if self.replicas is not None and note is not None and note.shared is not None:
+            self.replicas.prefill_completed(*note.shared)
 
     def _count_load(self, peer: bytes, question: Question, choice: Choice) -> None:
         place = question.place
@@ -454,17 +514,38 @@ class Router:
             self.fleet.sequences.grow_output(key, active.num_output_blocks)
 
     def _take_note(self, peer: bytes, question: Question, choice: Choice) -> None:
-        """Bind its session and count it in its class, until it is freed."""
+        """Bind its session, count it in its class and tell replicas of it, until it is freed."""
         place, policy_class = question.place, self.admission.class_of(question.place)
         session_id = place.hints.session_id if self.affinity is not None and place.hints is not None else ""
-        if session_id:
-            session_id = self._bind_session(session_id, question, choice)
-        if policy_class.max_running_requests is not None:
-            self.queue.started(policy_class.name)
-        elif not session_id:
-            return
         limited = policy_class.name if policy_class.max_running_requests is not None else ""
-        self._notes[peer, place.request_id] = Note(session_id, limited)
+        note = Note(
+            self._bind_session(session_id, question, choice) if session_id else "",
+            limited,
+            self._share(question, choice),
+        )
+        if limited:
+            self.queue.started(limited)
+        if any(note):
+            self._notes[peer, place.request_id] = note
+
+    def _share(self, question: Question, choice: Choice) -> tuple[EndpointScope, str] | None:
+        place, scope = question.place, question.live.scope
+        if self.replicas is None or not place.label:
+            return None
+        weights = choice.weights or self.rules.weights
+        worker = WorkerRank(choice.instance_id, choice.dp_rank or 0)
+        request = RunningRequest(
+            place.label,
+            worker,
+            place.block_hashes if weights.track_active_blocks else b"",
+            max(0, place.num_tokens - choice.cached_tokens),
+            None if place.hints is None else place.hints.expected_output_tokens,
+            None if place.hints is None else place.hints.lora_name,
+        )
+        self.replicas.added(scope, request, tracks_prefill=weights.track_prefill_tokens)
+        if self.fleet.predicted is not None:
+            self.replicas.predicted(scope, worker, place.block_hashes)
+        return scope, place.label
 
     def _bind_session(self, session_id: str, question: Question, choice: Choice) -> str:
         """Returns the session to release later; none if it has ended with this request."""
@@ -489,19 +570,54 @@ class Router:
 
     def _set_thresholds(self, peer: bytes, message: SetThresholds) -> None:
         before = self.settings
-        self._say(peer, self.inquiries.set_thresholds(message))
+        answer = self.inquiries.set_thresholds(message)
+        self._say(peer, answer)
+        if self.replicas is not None and isinstance(answer, ThresholdsAre):
+            for thresholds in answer.thresholds:
+                self.replicas.thresholds_set(thresholds)
+        self._announce_settings(before)
+
+    def _announce_settings(self, before: Settings) -> None:
         if self.settings != before:
             for each in self.acceptors.by_peer:
                 self._say(each, self.settings)
         self._has_room = True
+
+    # ---- replicas
+
+    def heard_replicas(self, now: float) -> None:
+        """After `replicas` was fed: what it means for who waits here, and for what acceptors are to tell."""
+        self._now = now
+        self._has_room = True
+        if self.remote.has_new_thresholds:
+            self.remote.has_new_thresholds = False
+            for each in self.acceptors.by_peer:
+                self._say(each, self.settings)
+        self._serve_queue(now)
+
+    def _tell_bindings(self) -> None:
+        if self.replicas is None or self.affinity is None:
+            return
+        for binding in self.affinity.take_changes():
+            if (scope := self.remote.scope_of(binding.worker_id)) is not None:
+                self.replicas.bound(scope, binding)
+
+
+def _replicas(rules: Rules, host: RemoteLoad) -> ReplicaSync | None:
+    if rules.router_id is None:
+        return None
+    limits = ReplicaLimits(request_expiry_s=rules.remote_request_expiry_s)
+    return ReplicaSync(rules.router_id, host, limits, has_batches=rules.has_batches)
 
 
 def _index(rules: Rules) -> PrefixIndex | None:
     return PrefixIndex(rules.max_index_blocks) if rules.is_kv and rules.uses_kv_events else None
 
 
-def _sources(fleet: Fleet) -> EventSources | None:
-    return None if fleet.index is None else EventSources(fleet.index, fleet.ranks.slot_of)
+def _sources(fleet: Fleet, *, is_durable: bool) -> EventSources | None:
+    if fleet.index is None:
+        return None
+    return EventSources(fleet.index, fleet.ranks.slot_of, is_durable=is_durable)
 
 
 def _predicted(rules: Rules) -> PredictedIndex | None:
@@ -513,4 +629,6 @@ def _predicted(rules: Rules) -> PredictedIndex | None:
 def _affinity(rules: Rules) -> SessionAffinity | None:
     if rules.session_ttl_s is None:
         return None
-    return SessionAffinity(rules.session_ttl_s, is_hard=rules.is_affinity_hard, max_sessions=rules.max_sessions)
+    return SessionAffinity(
+        rules.session_ttl_s, rules.is_affinity_hard, rules.max_sessions, rules.router_id, rules.first_sequence
+    )

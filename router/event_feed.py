@@ -1,4 +1,4 @@
-"""What workers say of themselves, from the event plane to where it counts: KV events to the index, load to the core.
+"""KV events of workers, from the event plane to the index.
 
 The shell around `EventSources`: it watches discovery for sources and channels, sends the queries and keeps the time.
 """
@@ -17,9 +17,9 @@ from dynamo.router.recovery import RecoveryClient, RecoveryFailed
 from dynamo.router.recovery_desk import Query
 from dynamo.shared.discovery import EVENT_SOURCES, Change, Discovery, Put
 from dynamo.shared.event_plane import EndpointScope, Envelope
-from dynamo.shared.event_plane.channel_watch import ChannelWatch, Subscriber
+from dynamo.shared.event_plane.channel_watch import ChannelWatch
 from dynamo.shared.event_plane.subscriber import EventSubscriber
-from dynamo.shared.kv_events import KV_EVENTS_TOPIC, LOAD_TOPIC, EventSource, LoadReport, decode_events, decode_load
+from dynamo.shared.kv_events import KV_EVENTS_TOPIC, EventSource, decode_events
 from dynamo.shared.nats import NatsConnection
 
 log = logging.getLogger("dynamo.router")
@@ -32,8 +32,7 @@ _decode_source = msgspec.json.Decoder(EventSource).decode
 
 
 class EventFeed:
-    """Made and used inside the running loop. `on_load` gets every load report; `others` are subscribers of further
-    topics that share the watch; with `history` the broker keeps KV events for us."""
+    """Made and used inside the running loop; with `history` a broker keeps events for us."""
 
     def __init__(
         self,
@@ -41,10 +40,8 @@ class EventFeed:
         sources: EventSources,
         client: RecoveryClient,
         nats: NatsConnection,
-        on_load: Callable[[LoadReport], None],
         *,
         is_relevant: Callable[[EndpointScope], bool] = lambda _scope: True,
-        others: Iterable[Subscriber] = (),
         history: History | None = None,
     ) -> None:
         self.sources = sources
@@ -53,12 +50,10 @@ class EventFeed:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._nats = nats
-        self._on_load = on_load
         self._is_relevant = is_relevant
         self.events = EventSubscriber(KV_EVENTS_TOPIC, self._take_events, nats=nats)
-        self.load = EventSubscriber(LOAD_TOPIC, self._take_load, nats=nats)
         self.durable = DurableSubscriber(self.events, nats, history, self._end_replay) if history else None
-        self.channels = ChannelWatch(discovery, [self.durable or self.events, self.load, *others], is_relevant)
+        self.channels = ChannelWatch(discovery, [self.durable or self.events], is_relevant)
         self._watch: AsyncIterator[list[Change]] = aiter(discovery.watch(EVENT_SOURCES))
         self._queries: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -88,7 +83,6 @@ class EventFeed:
         if self.durable is not None:
             await self.durable.close()
         self.events.close()
-        self.load.close()
 
     # ---- discovery
 
@@ -128,14 +122,6 @@ class EventFeed:
             return
         self.sources.events(envelope.publisher_id, events, self._loop.time())
         self._send_queries()
-
-    def _take_load(self, envelope: Envelope) -> None:
-        try:
-            report = decode_load(envelope.payload)
-        except msgspec.MsgspecError as error:
-            self._note_malformed(f"a load report of publisher {envelope.publisher_id:x}", error)
-            return
-        self._on_load(report)
 
     def _note_malformed(self, what: str, error: Exception) -> None:
         self.num_malformed += 1

@@ -166,11 +166,11 @@ class EventSources:
 
     def cursors(self) -> list[Cursor]:
         """What `restore` takes, of every rank whose picture is complete."""
-        return [
-            Cursor(feed.rank.worker_id, feed.rank.dp_rank, feed.publisher_id, feed.cursor)
-            for feed in self
-            if feed.is_complete and feed.publisher_id is not None and feed.cursor is not None
-        ]
+        return [cursor for feed in self if (cursor := _cursor_of(feed)) is not None]
+
+    def cursor_of(self, worker_id: int, dp_rank: int) -> Cursor | None:
+        feed = self._feeds.get(worker_id, {}).get(dp_rank)
+        return None if feed is None else _cursor_of(feed)
 
     def restore(self, cursors: Iterable[Cursor], now: float) -> None:
         """The index holds these ranks, up to these events, when they get their slots. Who does not speak for himself
@@ -241,3 +241,9 @@ class EventSources:
         del feeds[feed.rank.dp_rank]
         if not feeds:
             del self._feeds[feed.rank.worker_id]
+
+
+def _cursor_of(feed: RankFeed) -> Cursor | None:
+    if not feed.is_complete or feed.publisher_id is None or feed.cursor is None:
+        return None
+    return Cursor(feed.rank.worker_id, feed.rank.dp_rank, feed.publisher_id, feed.cursor)

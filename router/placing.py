@@ -78,6 +78,8 @@ class Placing:
     # ---- by name
 
     def _sets(self, place: Place) -> list[LiveSet] | Refused:
+        if place.endpoint:
+            return self._sets_at(place)
         sets = self._table.serving(place.model)
         if sets is None:
             return refused(place, "model_not_found", f"The model {place.model!r} is not registered with this gateway.")
@@ -90,6 +92,12 @@ class Placing:
                 place, "model_not_ready", f"The model {place.model!r} is not ready: workers it needs are missing."
             )
         return sets
+
+    def _sets_at(self, place: Place) -> list[LiveSet] | Refused:
+        sets = self._table.at_endpoint(place.endpoint)
+        if not sets or not self.has_enough_workers:
+            return refused(place, "model_not_ready", f"No worker serves the endpoint {place.endpoint}.")
+        return [live for live in sets if place.model in live.names] or sets
 
     # ---- by what the request wants
 

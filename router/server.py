@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
 from dynamo.router.decisions import DecisionLog
+from dynamo.router.intake import Intake
 from dynamo.router.metrics import RouterMetrics
+from dynamo.router.replica_link import ReplicaLink
 from dynamo.shared.channel import RouterChannel
 from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import CARDS, INSTANCES, Change, Discovery, DiscoveryError
 from dynamo.shared.messages import AcceptorMessage, TableDelta
 from dynamo.shared.metrics import Registry
+from dynamo.shared.nats import NatsConnection
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner
@@ -44,6 +47,9 @@ class RouterServer:
         self._bind = config.bind
         self._discovery = discovery
         self._loop = asyncio.get_running_loop()
+        self._nats = NatsConnection()
+        self._intake = Intake(config, self._core, discovery, self._nats)
+        self._link = self._replica_link(config)
         self._channel: RouterChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_publishing = False
@@ -54,6 +60,7 @@ class RouterServer:
         table by a router that has only just started."""
         watches = {bucket: aiter(self._discovery.watch(bucket)) for bucket in (INSTANCES, CARDS)}
         try:
+            await self._intake.open()
             for bucket, watch in watches.items():
                 self._core.discover(bucket, await anext(watch), self._loop.time())
             self._publish()
@@ -61,9 +68,15 @@ class RouterServer:
             log.info("routing to %d workers, at %s", len(self._core.table.workers), self._channel.address)
             self._tick()
             on_ready()
-            await asyncio.gather(*(self._follow(bucket, watch) for bucket, watch in watches.items()))
+            await self._follow_all(watches)
         finally:
-            self._close()
+            await self._close()
+
+    async def _follow_all(self, watches: dict[str, AsyncIterator[list[Change]]]) -> None:
+        following = [self._follow(bucket, watch) for bucket, watch in watches.items()]
+        if self._link is not None:
+            following.append(self._link.serve())
+        await asyncio.gather(self._intake.follow(), *following)
 
     async def _follow(self, bucket: str, watch: AsyncIterator[list[Change]]) -> None:
         async for changes in watch:
@@ -73,7 +86,16 @@ class RouterServer:
                 self._loop.call_soon(self._publish)
         raise DiscoveryError(f"the watch of {bucket} ended by itself; restart the router")
 
-    def _close(self) -> None:
+    def _replica_link(self, config: RouterConfig) -> ReplicaLink | None:
+        if self._core.replicas is None:
+            return None
+        return ReplicaLink(self._core.replicas, self._discovery, config.event_plane, self._on_replicas, nats=self._nats)
+
+    def _on_replicas(self) -> None:
+        self._core.heard_replicas(self._loop.time())
+        self._send_outgoing()
+
+    async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._channel is not None:
@@ -81,20 +103,28 @@ class RouterServer:
         if self._decisions is not None:
             self._decisions.close()
         self._save_metrics()
+        if self._link is not None:
+            await self._link.close()
+        await self._intake.close()
+        await self._nats.close()
 
     def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
         assert self._channel is not None
         self._core.receive(peer, messages, self._loop.time())
         self._send_outgoing()
+        if self._link is not None:
+            self._link.flush_soon()
 
     def _send_outgoing(self) -> None:
-        assert self._channel is not None
-        for peer, messages in self._core.take_outgoing().items():
-            self._channel.send(peer, messages)
+        if self._channel is not None:
+            for peer, messages in self._core.take_outgoing().items():
+                self._channel.send(peer, messages)
 
     def _publish(self) -> None:
         """One delta for all that changed in this tick of the loop."""
         self._is_publishing = False
+        if self._link is not None:
+            self._link.follow({live.scope for live in self._core.table.sets.values()})
         delta = self._core.take_delta()
         if delta is None:
             return
@@ -107,6 +137,7 @@ class RouterServer:
         assert self._channel is not None
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._core.tick(self._loop.time())
+        self._intake.tick()
         self._send_outgoing()
         for peer in self._core.acceptors.by_peer:
             self._channel.probe(peer)

@@ -56,6 +56,10 @@ class LiveSet:
         return self.leader.card.kv_cache_block_size
 
     @property
+    def names(self) -> list[str]:
+        return [self.model, *self.leader.card.aliases]
+
+    @property
     def scope(self) -> EndpointScope:
         registration = self.leader.registration
         return EndpointScope(registration.namespace, registration.component, registration.endpoint)
@@ -185,6 +189,10 @@ class ModelTable:
     def serving(self, name: str) -> list[LiveSet] | None:
         """Sets that a request for this model name or alias may be placed on; None when no card has that name."""
         return self._by_name.get(name)
+
+    def at_endpoint(self, endpoint: str) -> list[LiveSet]:
+        """Sets that workers of this endpoint (namespace/component/name) form, whatever their type."""
+        return [live for key, live in self.sets.items() if key.startswith(f"{endpoint}/") and live.members]
 
     def home_of(self, instance_id: int) -> LiveSet | None:
         """A set that this worker is a member of."""

@@ -100,6 +100,11 @@ class KvRouterOptions(Config):
         help="Let NATS JetStream keep the KV events of workers on the nats event plane, and go on where this router "
         "stopped.",
     )
+    router_replica_name: str | None = option(
+        None,
+        env=("DYN_ROUTER_REPLICA_NAME", "DYN_STABLE_ROUTING_ID"),
+        help="Name under which a broker keeps this router's place in the events; unset: the host's name.",
+    )
     router_max_index_blocks: int = option(
         8_000_000,
         env="DYN_ROUTER_MAX_INDEX_BLOCKS",
@@ -109,8 +114,8 @@ class KvRouterOptions(Config):
     router_snapshot: str | None = option(
         None,
         env="DYN_ROUTER_SNAPSHOT",
-        help="Where to keep a snapshot of the prefix index for a warm restart: a file, or nats:BUCKET for the "
-        "NATS object store.",
+        help="Where to keep a snapshot of the prefix index for a warm restart: a file, or nats://BUCKET/NAME for "
+        "an object in NATS.",
     )
     router_snapshot_interval_s: float = option(
         60.0,

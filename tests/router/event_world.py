@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dynamo.router.event_feed import EventFeed
 from dynamo.router.event_sources import Cursor, EventSources
 from dynamo.router.jetstream_feed import History
+from dynamo.router.load_feed import LoadFeed
 from dynamo.router.recovery import MAX_ANSWER_BYTES, RecoveryClient
 from dynamo.shared.discovery.file import FileDiscovery
 from dynamo.shared.kv_events import LoadReport, Stored, StoredBlock
@@ -80,7 +81,6 @@ class RouterSide:
     def __init__(self) -> None:
         self.index = HeldByName()
         self.slots: dict[int, int] = {}
-        self.reports: list[LoadReport] = []
         self.feed: EventFeed
 
     def slot_of(self, worker_id: int, _dp_rank: int) -> int | None:
@@ -95,6 +95,21 @@ class RouterSide:
 
 
 @asynccontextmanager
+async def load_feed(reports: list[LoadReport]) -> AsyncIterator[LoadFeed]:
+    discovery, nats = FileDiscovery(), NatsConnection()
+    await discovery.open()
+    feed = LoadFeed(discovery, nats, reports.append, lambda _scope: True)
+    running = asyncio.create_task(feed.run())
+    try:
+        yield feed
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await nats.close()
+        await discovery.close()
+
+
+@asynccontextmanager
 async def open_router(
     router: RouterSide, *, history: History | None = None, cursors: tuple[Cursor, ...] = ()
 ) -> AsyncIterator[EventFeed]:
@@ -106,9 +121,7 @@ async def open_router(
     client = EngineClient(server, EngineLimits())
     sources = EventSources(router.index, router.slot_of, is_durable=history is not None)
     sources.restore(cursors, asyncio.get_running_loop().time())
-    feed = router.feed = EventFeed(
-        discovery, sources, RecoveryClient(client), nats, router.reports.append, history=history
-    )
+    feed = router.feed = EventFeed(discovery, sources, RecoveryClient(client), nats, history=history)
     await feed.open()
     following = asyncio.create_task(feed.follow())
     try:

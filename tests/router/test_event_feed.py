@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dynamo.shared.kv_events import LoadReport
-from tests.router.event_world import RouterSide, load_publisher, open_router, open_worker
+from tests.router.event_world import RouterSide, load_feed, load_publisher, open_router, open_worker
 from tests.support.nats import NatsServer
 from tests.support.waiting import until
 
@@ -56,16 +56,15 @@ async def test_a_worker_that_leaves_holds_nothing(event_plane: str) -> None:
 
 @BOTH_PLANES
 async def test_load_reports_arrive(event_plane: str) -> None:
-    router = RouterSide()
-    async with open_router(router) as feed, open_worker(event_plane) as worker, load_publisher(worker) as load:
-        await until(lambda: feed.channels.num_channels == 2)
+    reports: list[LoadReport] = []
+    async with load_feed(reports), open_worker(event_plane) as worker, load_publisher(worker) as load:
 
         def has_arrived() -> bool:
-            load.publish(0, active_decode_blocks=len(router.reports) + 1, kv_used_blocks=9)
-            return bool(router.reports)
+            load.publish(0, active_decode_blocks=len(reports) + 1, kv_used_blocks=9)
+            return bool(reports)
 
         await until(has_arrived, "a load report")
-        assert router.reports[-1] == LoadReport(worker.worker_id, 0, active_decode_blocks=1, kv_used_blocks=9)
+        assert reports[-1] == LoadReport(worker.worker_id, 0, active_decode_blocks=1, kv_used_blocks=9)
 
 
 @BOTH_PLANES
