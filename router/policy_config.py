@@ -25,6 +25,7 @@ import msgspec
 import yaml
 from msgspec import UNSET, Struct
 
+from dynamo.router.class_queue import PolicyClass
 from dynamo.router.policy_document import (
     OPTION_OF_SETTING,
     BucketEntry,
@@ -39,7 +40,6 @@ from dynamo.router.policy_document import (
     load_yaml,
     read_mapping,
 )
-from dynamo.router.queue import PolicyClass
 from dynamo.shared.config import ConfigError
 
 BUILT_IN_SELECTION = "default"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dynamo.router.queue import SPARE_GARBAGE, PlacementQueue, PolicyClass, Waiting, score
+from dynamo.router.class_queue import SPARE_GARBAGE, score
+from dynamo.router.queue import PlacementQueue, PolicyClass, Waiting
 from dynamo.shared.messages import Place, RoutingHints
 
 POLICIES = st.sampled_from(["fcfs", "wspt", "lcfs"])
