@@ -84,6 +84,7 @@ class SessionAffinity:
         self._next_sequence = first_sequence
         self._max_misses = MISSES_BEFORE_MOVING["hard" if is_hard else "soft"]
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the one used longest ago comes first
+        self._by_instance: dict[int, set[str]] = {}
         self._untold: dict[str, None] = {}
         self._counts: dict[str, int] = {}
 
@@ -91,8 +92,9 @@ class SessionAffinity:
         return len(self._sessions)
 
     def take_counts(self) -> dict[str, int]:
-        """Since the last call: bindings made (bound), lost to the cap (evicted) or to idleness (expired), left because
-        the worker was unusable, overloaded or had lost the cache (moved_*), and ids too long to bind (refused)."""
+        """Since the last call: bindings made (bound), ended by their session (ended), lost to the cap (evicted) or to
+        idleness (expired), left because the worker was unusable, overloaded or had lost the cache (moved_*), and ids
+        too long to bind (refused)."""
         counts, self._counts = self._counts, {}
         return counts
 
@@ -154,13 +156,16 @@ class SessionAffinity:
 
     def end(self, session_id: str) -> bool:
         """The session says that it is over; whether it was bound. Replicas let it expire."""
-        return self._sessions.pop(session_id, None) is not None
+        is_bound = session_id in self._sessions
+        if is_bound:
+            self._drop(session_id, "ended")
+        return is_bound
 
     # ---- the fleet and the clock
 
     def forget_instance(self, instance_id: int) -> int:
         """The worker is gone: how many sessions were bound to it."""
-        gone = [key for key, session in self._sessions.items() if session.target.instance_id == instance_id]
+        gone = list(self._by_instance.get(instance_id, ()))
         for session_id in gone:
             self._drop(session_id, "moved_unusable")
         return len(gone)
@@ -256,10 +261,13 @@ class SessionAffinity:
         self, session_id: str, target: Target, version: tuple[int, int], now: float, before: _Session | None
     ) -> _Session:
         """A new binding, perhaps in place of another: what runs of the session goes on."""
-        if before is None and len(self._sessions) >= self._max_sessions:
+        if before is not None:
+            self._forget_target(session_id, before)
+        elif len(self._sessions) >= self._max_sessions:
             self._drop(next(iter(self._sessions)), "evicted")
         num_running = 0 if before is None else before.num_running
         session = self._sessions[session_id] = _Session(target, version, now, now, num_running)
+        self._by_instance.setdefault(target.instance_id, set()).add(session_id)
         return session
 
     def _next_version(self) -> tuple[int, int]:
@@ -275,9 +283,15 @@ class SessionAffinity:
         return AffinityBinding(session_id, *session.target, *session.version)
 
     def _drop(self, session_id: str, reason: str) -> None:
-        del self._sessions[session_id]
+        self._forget_target(session_id, self._sessions.pop(session_id))
         self._untold.pop(session_id, None)
         self._count(reason)
+
+    def _forget_target(self, session_id: str, session: _Session) -> None:
+        instance_id = session.target.instance_id
+        self._by_instance[instance_id].remove(session_id)
+        if not self._by_instance[instance_id]:
+            del self._by_instance[instance_id]
 
     def _count(self, event: str) -> None:
         self._counts[event] = self._counts.get(event, 0) + 1

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ class PolicyRunner:
         self._clock = clock
         self._num_failures = 0  # in a row
         self._suspended_until: float | None = None
+        self._quiet_until = -math.inf  # one of many failures is logged
         self._outcomes: dict[str, int] = {}
         self._asked: tuple[PolicyRequest, Candidates] | None = None  # the last time
 
@@ -113,7 +115,8 @@ class PolicyRunner:
     def _note(self, failure: _NotFollowed, now: float) -> None:
         self._count(failure.reason)
         self._num_failures += 1
-        if self._num_failures == 1:
+        if now >= self._quiet_until:
+            self._quiet_until = now + SUSPENSION_S
             log.warning("the routing policy %s is not followed: %s", self.name, failure, exc_info=failure.__cause__)
         if self._num_failures >= MAX_FAILURES_IN_A_ROW:
             self._suspended_until = now + SUSPENSION_S  # then it has one try

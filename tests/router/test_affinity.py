@@ -79,6 +79,7 @@ def test_a_session_that_ends_or_loses_its_worker_is_bound_to_nobody() -> None:
     assert affinity.forget_instance(1) == 2
     assert [affinity.bound(each, 0) for each in "abc"] == [None, None, None]
     affinity.release("a", 1)
+    assert affinity.take_counts() == {"bound": 3, "ended": 1, "moved_unusable": 2}
 
 
 def test_an_id_that_is_too_long_binds_nothing() -> None:
