@@ -16,6 +16,7 @@ from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = ("round-robin", "random", "power-of-two", "least-loaded", "kv", "direct", "device-aware-weighted")
 MIB = 1024 * 1024
+_HEADER_PREFIX = re.compile("[a-z0-9-]+")
 OWN_OPTIONS = {"kv_cache_block_size", "inhibited_duration_s"}  # that acceptors go by as well
 _ADDRESS = re.compile(r"tcp://(\S+):(\d{1,5})|ipc://\S+")
 
@@ -236,6 +237,7 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
         super().__post_init__()
         self._check_tls()
         self._check_response_ports()
+        self._check_metadata_prefix()
         self._check_router_address()
         self._refuse("discovery_backend", "kubernetes", "use etcd, file or mem")
         self._refuse("request_plane", "nats", "use tcp")
@@ -277,6 +279,13 @@ class FrontendConfig(KvRouterOptions, PlacementOptions, ServingOptions):
     def _check_tls(self) -> None:
         if (self.tls_cert_path is None) != (self.tls_key_path is None):
             raise ConfigError("--tls-cert-path and --tls-key-path must be given together")
+
+    def _check_metadata_prefix(self) -> None:
+        if not _HEADER_PREFIX.fullmatch(self.metadata_header_prefix):
+            raise ConfigError(
+                f"--metadata-header-prefix {self.metadata_header_prefix!r} is not the start of a header's name, which "
+                "has letters, digits and dashes; an empty one would tell workers every header, credentials too"
+            )
 
     def _check_response_ports(self) -> None:
         if self.tcp_response_stream_port and self.tcp_response_stream_port + self.workers - 1 > 65535:

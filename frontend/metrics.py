@@ -51,7 +51,6 @@ class RequestRecord(Struct):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int | None = None
-    num_attempts: int = 0  # of all choices together
     num_choices: int = 1
     placed: Placed | None = None  # the last placement
     migrations: tuple[tuple[str, str], ...] = ()  # (kind, reason) of each change of worker, of all choices together
@@ -74,7 +73,6 @@ class RequestRecord(Struct):
     def note_placed(self, now: float, placed: Placed) -> None:
         if not self.first_token_at:
             self.placed_at = now
-        self.num_attempts += 1
         self.placed = placed
 
     def note_migration(self, kind: str, reason: str) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.placement import PlacementWish
 from dynamo.frontend.preprocess import Prepared
-from dynamo.frontend.router_client import PlacementWish, RouterClient
+from dynamo.frontend.router_client import RouterClient
 from dynamo.shared.errors import CannotConnect, WorkerError
 from dynamo.shared.request_plane.client import WorkerAtCapacity
 

@@ -17,9 +17,10 @@ from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.migration import Journey, KeptOutput, MigrationRules
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
+from dynamo.frontend.placement import PlacementWish
 from dynamo.frontend.postprocess import Delta, make_choice
 from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
-from dynamo.frontend.router_client import Placement, PlacementWish, RouterClient
+from dynamo.frontend.router_client import Placement, RouterClient
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.shared.errors import CannotConnect, Overloaded, WorkerError
 from dynamo.shared.messages import Explained, Placed

@@ -15,15 +15,13 @@ import random
 from collections.abc import Callable
 from types import TracebackType
 
-from msgspec import Struct
-
 from dynamo.frontend.model_table import ModelTable
+from dynamo.frontend.placement import Held, PlacementWish, Question
 from dynamo.frontend.router_questions import Answer, RouterQuestions
 from dynamo.shared.channel import DealerChannel
 from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded, RouterAway
 from dynamo.shared.messages import (
     AcceptorMessage,
-    ActiveRequest,
     Explain,
     Explained,
     Free,
@@ -32,13 +30,11 @@ from dynamo.shared.messages import (
     Heartbeat,
     Hello,
     OutputGrown,
-    Place,
     Placed,
     PrefillCompleted,
     Queued,
     Refused,
     RouterMessage,
-    RoutingHints,
     SetThresholds,
     Settings,
     TableDelta,
@@ -55,62 +51,6 @@ PLACE_TIMEOUT_S = 2.0  # a router that takes longer to answer or to queue counts
 MAX_SILENCE_S = 10.0  # so does one that is not heard at all, with what it has queued
 MAX_HELLO_HASHES = 16 << 20  # bytes
 NEVER = 1 << 62
-
-
-class PlacementWish(Struct, gc=False):
-    """What the router needs to know to choose a worker for one request. `excluded` grows with each failure.
-
-    `block_hashes` are packed u64 LE and may be empty; `block_size` is that of the workers, in tokens. `pinned_by` names
-    the field or header that a refusal is about, `label` the request in logs.
-    """
-
-    model: str
-    num_tokens: int
-    mdcsum: str = ""
-    block_hashes: bytes = b""
-    block_size: int = 0
-    instance_id: int | None = None
-    dp_rank: int | None = None
-    excluded: list[int] = []
-    pinned_by: str = "nvext.backend_instance_id"
-    label: str = ""
-    hints: RoutingHints | None = None
-
-    def allows(self, instance_id: int) -> bool:
-        """Whatever its load or health."""
-        if self.instance_id is not None:
-            return instance_id == self.instance_id
-        allowed = None if self.hints is None else self.hints.allowed_worker_ids
-        return allowed is None or instance_id in allowed
-
-
-class Question(Struct):
-    """A wish that the router was told of; `deadline` is in the loop's seconds, infinite once it is queued there."""
-
-    placed: asyncio.Future[Placed]
-    wish: PlacementWish
-    deadline: float
-
-
-class Held(Struct):
-    """A placement in use, as far as the router is to know of it."""
-
-    instance_id: int
-    dp_rank: int | None
-    wish: PlacementWish
-    is_prefill_completed: bool = False
-    num_output_blocks: int = 0
-
-    def announced(self, request_id: int, *, with_hashes: bool) -> ActiveRequest:
-        return ActiveRequest(
-            request_id,
-            self.instance_id,
-            self.wish.num_tokens,
-            self.dp_rank,
-            self.is_prefill_completed,
-            self.num_output_blocks,
-            self.wish.block_hashes if with_hashes else b"",
-        )
 
 
 class Placement:
@@ -190,7 +130,7 @@ class RouterClient:
     async def explain(self, wish: PlacementWish) -> Explained:
         """What the router would answer to `wish`, and why. Nothing is placed; raises what a placement would."""
         request_id = self.next_request_id()
-        answer = await self._ask(request_id, Explain(_place(request_id, wish)), wish.model, wish.pinned_by)
+        answer = await self._ask(request_id, Explain(wish.message(request_id)), wish.model, wish.pinned_by)
         assert isinstance(answer, Explained)
         return answer
 
@@ -269,7 +209,7 @@ class RouterClient:
 
     async def _ask_router(self, request_id: int, wish: PlacementWish) -> Placed | None:
         """None: the router is gone, hung, or not taking messages."""
-        if not self._channel.send(_place(request_id, wish)):
+        if not self._channel.send(wish.message(request_id)):
             return None
         question = Question(self._loop.create_future(), wish, self._loop.time() + PLACE_TIMEOUT_S)
         self._asked[request_id] = question
@@ -402,21 +342,6 @@ class RouterClient:
 
 class _RouterAway(Exception):
     """Stands in for an answer that will not come."""
-
-
-def _place(request_id: int, wish: PlacementWish) -> Place:
-    return Place(
-        request_id,
-        wish.model,
-        wish.num_tokens,
-        wish.block_hashes,
-        wish.excluded,
-        wish.instance_id,
-        wish.dp_rank,
-        wish.mdcsum,
-        wish.label,
-        wish.hints,
-    )
 
 
 def _refusal(refused: Refused, model: str, pinned_by: str) -> DynamoError:

@@ -131,3 +131,9 @@ def test_dump_says_where_each_value_came_from() -> None:
     assert dump["workers"] == {"value": 2, "from": "flag", "option": "--workers (DYN_FRONTEND_WORKERS)"}
     assert dump["http_port"]["from"] == "DYN_HTTP_PORT"
     assert dump["http_host"]["from"] == "default"
+
+
+def test_metadata_headers_start_with_something(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load(DYN_METADATA_HEADER="X-Our-Meta-").metadata_header_prefix == "x-our-meta-"
+    for prefix in ("", "x meta", "x-meta:"):
+        assert "not the start of a header's name" in refusal(capsys, f"--metadata-header-prefix={prefix}")

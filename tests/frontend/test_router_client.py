@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dynamo.frontend import router_client
-from dynamo.frontend.router_client import NEVER, PlacementWish, RouterClient
+from dynamo.frontend.placement import PlacementWish
+from dynamo.frontend.router_client import NEVER, RouterClient
 from dynamo.shared.errors import InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
 from dynamo.shared.messages import (
     Free,
