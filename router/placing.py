@@ -108,20 +108,22 @@ class Placing:
             return refused(
                 place,
                 "invalid_value",
-                f"The model {place.model!r} has no worker with the instance id {place.instance_id}.",
+                f"{_whose(place)} has no worker with the instance id {place.instance_id}.",
             )
         wanted = members if place.instance_id is None else {place.instance_id}
-        slot_of, model = self._fleet.ranks.slot_of, place.model
+        slot_of = self._fleet.ranks.slot_of
         if place.dp_rank is not None and not any(slot_of(i, place.dp_rank) is not None for i in wanted):
             return refused(
-                place, "invalid_value", f"No worker of {model!r} has the data parallel rank {place.dp_rank}."
+                place, "invalid_value", f"{_whose(place)} has no worker with the data parallel rank {place.dp_rank}."
             )
         hints = place.hints
         if hints is None or (hints.allowed_worker_ids is None and hints.constraints is None):
             return None
         if not any(self._is_wanted(instance_id, hints) for instance_id in wanted):
             return refused(
-                place, "invalid_value", f"No worker of {model!r} is among the allowed ones and has the required taints."
+                place,
+                "invalid_value",
+                f"{_whose(place)} has no worker that is among the allowed ones and has the required taints.",
             )
         return None
 
@@ -199,6 +201,10 @@ class Placing:
                 is_bound = affinity.is_hard or not self._weighs_cost
                 return Question(place, live, [bound.instance_id] if is_bound else candidates, now, rank)
         return None
+
+
+def _whose(place: Place) -> str:
+    return f"The endpoint {place.endpoint}" if place.endpoint else f"The model {place.model!r}"
 
 
 def _without(excluded: Sequence[int], candidates: list[int]) -> Sequence[int]:

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,18 @@ from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
 from dynamo.router.decisions import DecisionLog
 from dynamo.router.intake import Intake
+from dynamo.router.local_acceptor import LOCAL_PEER
 from dynamo.router.metrics import RouterMetrics
 from dynamo.router.replica_link import ReplicaLink
 from dynamo.shared.channel import RouterChannel
 from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import CARDS, INSTANCES, Change, Discovery, DiscoveryError
-from dynamo.shared.messages import AcceptorMessage, TableDelta
+from dynamo.shared.messages import AcceptorMessage, RouterMessage, TableDelta
 from dynamo.shared.metrics import Registry
 from dynamo.shared.nats import NatsConnection
 
 if TYPE_CHECKING:
+    from dynamo.router.endpoint_service import EndpointService
     from dynamo.router.policies import PolicyRunner
 
 log = logging.getLogger("dynamo.router")
@@ -50,6 +52,7 @@ class RouterServer:
         self._nats = NatsConnection()
         self._intake = Intake(config, self._core, discovery, self._nats)
         self._link = self._replica_link(config)
+        self._endpoints = self._endpoint_service(config)
         self._channel: RouterChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_publishing = False
@@ -67,6 +70,8 @@ class RouterServer:
             self._channel = RouterChannel(self._bind, on_messages=self._on_messages, on_lost=self._core.forget)
             log.info("routing to %d workers, at %s", len(self._core.table.workers), self._channel.address)
             self._tick()
+            if self._endpoints is not None:
+                await self._endpoints.open()
             on_ready()
             await self._follow_all(watches)
         finally:
@@ -91,11 +96,20 @@ class RouterServer:
             return None
         return ReplicaLink(self._core.replicas, self._discovery, config.event_plane, self._on_replicas, nats=self._nats)
 
+    def _endpoint_service(self, config: RouterConfig) -> EndpointService | None:
+        if config.endpoint is None:
+            return None
+        from dynamo.router.endpoint_service import EndpointService  # with numpy
+
+        return EndpointService(config, self._core, self._on_messages)
+
     def _on_replicas(self) -> None:
         self._core.heard_replicas(self._loop.time())
         self._send_outgoing()
 
     async def _close(self) -> None:
+        if self._endpoints is not None:
+            await self._endpoints.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._channel is not None:
@@ -118,7 +132,14 @@ class RouterServer:
     def _send_outgoing(self) -> None:
         if self._channel is not None:
             for peer, messages in self._core.take_outgoing().items():
-                self._channel.send(peer, messages)
+                self._say(peer, messages)
+
+    def _say(self, peer: bytes, messages: Sequence[RouterMessage]) -> None:
+        assert self._channel is not None
+        if self._endpoints is not None and peer == LOCAL_PEER:
+            self._endpoints.hear(messages)
+        else:
+            self._channel.send(peer, messages)
 
     def _publish(self) -> None:
         """One delta for all that changed in this tick of the loop."""
@@ -130,8 +151,7 @@ class RouterServer:
             return
         _log_change(delta)
         for peer in self._core.acceptors.by_peer:
-            assert self._channel is not None
-            self._channel.send(peer, [delta])
+            self._say(peer, [delta])
 
     def _tick(self) -> None:
         assert self._channel is not None
@@ -139,8 +159,8 @@ class RouterServer:
         self._core.tick(self._loop.time())
         self._intake.tick()
         self._send_outgoing()
-        for peer in self._core.acceptors.by_peer:
-            self._channel.probe(peer)
+        for peer in tuple(self._core.acceptors.by_peer):
+            self._say(peer, ())
         if self._decisions is not None:
             self._decisions.flush()
         self._save_metrics()

@@ -177,13 +177,9 @@ class RouterChannel(Channel):
         self._watch()
 
     def send(self, identity: bytes, messages: Iterable[RouterMessage]) -> None:
-        """Queue for the end of this tick."""
+        """Queue for the end of this tick. No message at all tells the peer that we live, and us whether it does."""
         self._schedule_turn()
         self._pending.setdefault(identity, []).extend(messages)
-
-    def probe(self, identity: bytes) -> None:
-        """Send an empty batch: it learns that we live, we learn whether it does."""
-        self.send(identity, ())
 
     def _receive(self) -> None:
         identity = self._socket.recv(_DONTWAIT)

@@ -100,7 +100,8 @@ class Place(Wire, tag=2, frozen=True):
     """Ask for a worker. `request_id` is unique within the acceptor's incarnation. `block_hashes` are packed u64 LE
     sequence hashes of the prompt's full blocks, empty unless the router asked for them. `excluded` were tried already.
     `instance_id` and `dp_rank` pin the choice. `mdcsum` names the card that the prompt was made for: only sets that go
-    by it are asked; "" asks any. `label` is the request's id in logs.
+    by it are asked; "" asks any. `label` is the request's id in logs. `endpoint` (namespace/component/name) asks only
+    the workers there, whatever their type, and `model` only chooses between several models that they serve.
 
     The answer is Placed or Refused, perhaps after Queued; Free takes the question back.
     """
@@ -115,6 +116,7 @@ class Place(Wire, tag=2, frozen=True):
     mdcsum: str = ""
     label: str = ""
     hints: RoutingHints | None = None
+    endpoint: str = ""
 
 
 class Free(Wire, tag=3, frozen=True):

@@ -119,13 +119,13 @@ async def test_a_vanished_acceptor_is_reported(address: str) -> None:
         dealer.channel.send(Heartbeat())
         await until(lambda: router.batches)
         identity = router.batches[0][0]
-        router.channel.probe(identity)
+        router.channel.send(identity, ())
         await asyncio.sleep(0.05)
         assert router.lost == []
         dealer.channel.close()
 
         def is_noticed() -> bool:
-            router.channel.probe(identity)
+            router.channel.send(identity, ())
             return identity in router.lost
 
         await until(is_noticed)
