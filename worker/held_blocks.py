@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -64,6 +65,12 @@ class HeldBlocks:
         for held in self._tiers.values():
             held.clear()
 
+    def snapshot(self) -> Self:
+        """To be dumped at leisure, in another thread if need be."""
+        snapshot = type(self)(self._max_blocks)
+        snapshot._tiers = {tier: held.copy() for tier, held in self._tiers.items()}
+        return snapshot
+
     def dump(self) -> Iterator[tuple[str, Stored]]:
         """Everything, a tier after the other, parents before their children where the parents are here."""
         for tier, held in self._tiers.items():
@@ -73,37 +80,45 @@ class HeldBlocks:
 
 def _chains(held: Tier) -> Iterator[Stored]:
     """Runs of only children, each as one."""
-    children = _children(held)
-    told: set[int] = set()
+    tree = _Tree(held)
     heads = [block_hash for block_hash, block in held.items() if block.parent_hash not in held]
-    for block_hash in (*heads, *held):  # what no head leads to is a circle: an engine's mistake
-        pending = [block_hash]
+    for head in chain(heads, tree.left()):  # what no head leads to is a circle: an engine's mistake
+        pending = [head]
         while pending:
-            if (head := pending.pop()) not in told:
-                chain = _chain(head, children, told)
-                pending += reversed(children.get(chain[-1], ()))
-                yield Stored([_stored_block(name, held[name]) for name in chain], held[head].parent_hash)
+            if names := tree.take_chain(pending.pop()):
+                pending += reversed(tree.children(names[-1]))
+                yield Stored([_stored_block(name, held[name]) for name in names], held[names[0]].parent_hash)
 
 
-def _children(held: Tier) -> dict[int, list[int]]:
-    children: dict[int, list[int]] = {}
-    for block_hash, block in held.items():
-        if block.parent_hash is not None:
-            children.setdefault(block.parent_hash, []).append(block_hash)
-    return children
+class _Tree:
+    """Blocks below their parents, each to be taken once. Most have one child, so a list each would be a waste."""
 
+    def __init__(self, held: Tier) -> None:
+        self._first_child: dict[int | None, int] = {}
+        self._several: dict[int | None, list[int]] = {}
+        self._left = set(held)
+        for block_hash, block in held.items():
+            first = self._first_child.setdefault(block.parent_hash, block_hash)
+            if first != block_hash:
+                self._several.setdefault(block.parent_hash, [first]).append(block_hash)
 
-def _chain(head: int, children: dict[int, list[int]], told: set[int]) -> list[int]:
-    chain = [head]
-    told.add(head)
-    while len(chain) < MAX_BLOCKS_PER_EVENT:
-        match children.get(chain[-1]):
-            case [only] if only not in told:
-                chain.append(only)
-                told.add(only)
-            case _:
-                break
-    return chain
+    def left(self) -> Iterator[int]:
+        while self._left:
+            yield next(iter(self._left))
+
+    def children(self, block_hash: int) -> list[int]:
+        first = self._first_child.get(block_hash)
+        return self._several.get(block_hash, [] if first is None else [first])
+
+    def take_chain(self, head: int) -> list[int]:
+        """Down to the first with several children, or none, of bounded length; empty if the head was taken already."""
+        names: list[int] = []
+        name: int | None = head
+        while name in self._left and len(names) < MAX_BLOCKS_PER_EVENT:
+            self._left.remove(name)
+            names.append(name)
+            name = None if name in self._several else self._first_child.get(name)
+        return names
 
 
 def _stored_block(block_hash: int, block: HeldBlock) -> StoredBlock:

@@ -56,8 +56,10 @@ class KvOutbox:
             return events
 
     def answer(self, query: RecoveryQuery) -> RecoveryAnswer:
+        """May take long: a second for half a million blocks."""
         with self._lock:
-            return self._indexer.answer(query)
+            answer = self._indexer.prepare_answer(query)
+        return answer()
 
     def _announce(self) -> bool:
         """True for the first since the last `take`."""

@@ -229,7 +229,7 @@ class KvEventPublisher:
         except msgspec.ValidationError as error:
             yield RecoveryAnswer(error=f"not a recovery query: {error}")
         else:
-            yield self._outbox.answer(query)
+            yield await asyncio.to_thread(self._outbox.answer, query)
 
     def _start_closing(self) -> asyncio.Task[None]:
         if self._closing is None:

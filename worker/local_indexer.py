@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from dynamo.shared.kv_events import (
@@ -22,7 +23,7 @@ from dynamo.shared.kv_events import (
 from dynamo.worker.held_blocks import HeldBlocks
 
 NUM_BUFFERED_EVENTS = 1024  # as 1.6.1 keeps
-MAX_HELD_BLOCKS = 1 << 20  # more than an answer of 32 MiB could tell
+MAX_HELD_BLOCKS = 1 << 19  # which an answer of 32 MiB, the frame limit, can just tell
 RECOVERY = "recovery"
 RESIDENCY_DOMAIN = "worker"  # the blocks are this worker's own, not those of a shared cache
 
@@ -75,26 +76,32 @@ class LocalIndexer:
     def _event(self, tier: str, event_id: int, data: Change | Literal["cleared"]) -> RouterEvent:
         return RouterEvent(self._worker_id, KvEvent(event_id, data, self.dp_rank), tier, RESIDENCY_DOMAIN)
 
-    def answer(self, query: RecoveryQuery) -> RecoveryAnswer:
-        """Events of the range where they are remembered, which may be more than were asked for; else everything."""
+    def prepare_answer(self, query: RecoveryQuery) -> Callable[[], RecoveryAnswer]:
+        """Events of the range where they are remembered, which may be more than were asked for; else everything. That
+        may take long, so call what you get where it holds nobody up: it needs the indexer no more."""
+        if (answer := self._short_answer(query)) is not None:
+            return lambda: answer
+        return partial(_dump, self._held.snapshot(), self.last_event_id, self._event)
+
+    def _short_answer(self, query: RecoveryQuery) -> RecoveryAnswer | None:
         start, end = query.start_event_id, query.end_event_id
         if (query.worker_id, query.dp_rank) != (self._worker_id, self.dp_rank):
-            return RecoveryAnswer(
-                error=f"this is rank {self.dp_rank} of worker {self._worker_id}, not the one asked for"
-            )
+            return RecoveryAnswer(error=f"this is rank {self.dp_rank} of worker {self._worker_id}, no other")
         if query.kind != RECOVERY:
             return RecoveryAnswer(error=f"queries of kind {query.kind!r} are not answered here; expected {RECOVERY!r}")
         if start is not None and end is not None and end < start:
             return RecoveryAnswer(invalid_range=InvalidRange(start, end))
         if start is None or not self._recent or start < self._recent[0].event.event_id:
-            return RecoveryAnswer(tree_dump=self._dump())
+            return None
         if start > self.last_event_id:
             newest = self.last_event_id
             return RecoveryAnswer(too_new=TooNew(start, newest if end is None else end, newest))
         missed = [event for event in self._recent if event.event.event_id >= start]
         return RecoveryAnswer(events=Events(missed, self.last_event_id))
 
-    def _dump(self) -> TreeDump:
-        numbers = count()
-        events = [self._event(tier, next(numbers), Change(stored=stored)) for tier, stored in self._held.dump()]
-        return TreeDump(events, self.last_event_id)
+
+def _dump(
+    held: HeldBlocks, last_event_id: int, make_event: Callable[[str, int, Change], RouterEvent]
+) -> RecoveryAnswer:
+    events = [make_event(tier, number, Change(stored=chain)) for number, (tier, chain) in enumerate(held.dump())]
+    return RecoveryAnswer(tree_dump=TreeDump(events, last_event_id))
