@@ -25,7 +25,7 @@ from dynamo.shared.nats import NatsConnection
 log = logging.getLogger("dynamo.router")
 
 TICK_S = 0.1
-BLOCKS_PER_TURN = 512  # of an answer; then other callbacks of the loop get their chance
+BLOCKS_PER_TURN = 256  # of an answer; then other callbacks of the loop get their chance
 MAX_SOURCES = 65_536
 
 _decode_source = msgspec.json.Decoder(EventSource).decode

@@ -35,6 +35,7 @@ MAX_PENDING_OUTPUTS = 256  # items that may wait for the consumer before the wor
 HANDSHAKE_TIMEOUT_S = 10.0
 MAX_LOOSE_PEERS = 8192  # connections without a stream: new ones, and those left that have not closed
 DEREGISTERED_SILENCE_S = 30.0  # what a worker that left the table may let its streams wait
+LARGE_FRAME = 1 << 20  # bytes; beyond, a copy would stall the loop
 LEAVE_TIMEOUT_S = 2.0  # how long a worker may take to close a stream that nobody wants any more
 
 _KILL_FRAME = encode_two_part(KILL)
@@ -44,7 +45,7 @@ _decode_prologue = msgspec.json.Decoder(Prologue).decode
 
 T = TypeVar("T")
 
-Frame: TypeAlias = bytes | bytearray
+Frame: TypeAlias = bytes | bytearray | memoryview
 ItemDecoders: TypeAlias = Mapping[str, Callable[[Frame], ResponseItem[T]]]
 """Per payload codec, what reads one data frame of an answer."""
 
@@ -320,7 +321,7 @@ class ResponseConnection(asyncio.Protocol):
         if stream is not None:
             stream.end_of_connection(str(exc) if exc else "connection closed")
 
-    def data_received(self, data: Frame) -> None:
+    def data_received(self, data: bytes | bytearray) -> None:
         if self.is_left:
             if SENTINEL in data and self._transport is not None:
                 self._transport.abort()
@@ -342,7 +343,7 @@ class ResponseConnection(asyncio.Protocol):
 
     # ---- frames
 
-    def _parse(self, data: Frame) -> int:
+    def _parse(self, data: bytes | bytearray) -> int:
         """Handle every whole frame at the front of `data`; how many bytes that were."""
         size, start, max_size = len(data), 0, self._server.max_message_size
         while size - start >= _PREFIX_SIZE:
@@ -359,12 +360,13 @@ class ResponseConnection(asyncio.Protocol):
             if header_len:
                 self._on_control(data[start + _PREFIX_SIZE : header_end])
             elif (stream := self._stream) is not None and data_len:
-                stream.push(stream.decode(data[header_end:end]))
+                frame = data[header_end:end] if data_len < LARGE_FRAME else memoryview(data)[header_end:end]
+                stream.push(stream.decode(frame))
             start = end
         self._needed = _PREFIX_SIZE
         return start
 
-    def _on_control(self, header: Frame) -> None:
+    def _on_control(self, header: bytes | bytearray) -> None:
         stream = self._stream
         if stream is None:
             self._on_handshake(header)
@@ -373,7 +375,7 @@ class ResponseConnection(asyncio.Protocol):
         else:  # nothing else comes after the prologue
             self._has_sentinel = True
 
-    def _on_handshake(self, header: Frame) -> None:
+    def _on_handshake(self, header: bytes | bytearray) -> None:
         stream = self._server.claim(_decode_handshake(header).subject)
         if stream is None:
             self.leave(kill=True)
