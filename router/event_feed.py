@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import msgspec
 
 from dynamo.router.event_sources import EventSources
-from dynamo.router.jetstream_feed import DurableSubscriber, History
+from dynamo.router.jetstream_feed import DurableRules, DurableSubscriber
 from dynamo.router.recovery import RecoveryClient, RecoveryFailed
 from dynamo.router.recovery_desk import Query
 from dynamo.shared.discovery import EVENT_SOURCES, Change, Discovery, Put
@@ -42,7 +42,7 @@ class EventFeed:
         nats: NatsConnection,
         *,
         is_relevant: Callable[[EndpointScope], bool] = lambda _scope: True,
-        history: History | None = None,
+        durable: DurableRules | None = None,
     ) -> None:
         self.sources = sources
         self.num_malformed = 0  # payloads and sources that cannot be read
@@ -52,7 +52,7 @@ class EventFeed:
         self._nats = nats
         self._is_relevant = is_relevant
         self.events = EventSubscriber(KV_EVENTS_TOPIC, self._take_events, nats=nats)
-        self.durable = DurableSubscriber(self.events, nats, history, self._end_replay) if history else None
+        self.durable = DurableSubscriber(self.events, nats, durable, self._end_replay) if durable else None
         self.channels = ChannelWatch(discovery, [self.durable or self.events], is_relevant)
         self._watch: AsyncIterator[list[Change]] = aiter(discovery.watch(EVENT_SOURCES))
         self._queries: set[asyncio.Task[None]] = set()

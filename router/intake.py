@@ -12,7 +12,7 @@ import socket
 from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
 from dynamo.router.event_feed import EventFeed
-from dynamo.router.jetstream_feed import History
+from dynamo.router.jetstream_feed import DurableRules
 from dynamo.router.load_feed import LoadFeed
 from dynamo.router.recovery import MAX_ANSWER_BYTES, RecoveryClient
 from dynamo.router.snapshot_store import make_snapshot_store
@@ -54,7 +54,7 @@ class Intake:
             RecoveryClient(self._client),
             self._nats,
             is_relevant=self._is_relevant,
-            history=self._history(positions),
+            durable=self._durable(positions),
         )
         await self.feed.open()
 
@@ -99,10 +99,10 @@ class Intake:
             return self._config.tcp_response_stream_host
         return "127.0.0.1" if self._config.discovery_backend in {"file", "mem"} else routable_host()
 
-    def _history(self, positions: dict[str, int]) -> History | None:
+    def _durable(self, positions: dict[str, int]) -> DurableRules | None:
         if not self._config.router_durable_kv_events:
             return None
-        return History(replica=self._config.router_replica_name or socket.gethostname(), positions=positions)
+        return DurableRules(replica=self._config.router_replica_name or socket.gethostname(), positions=positions)
 
 
 def _warm_start(config: RouterConfig, router: Router, nats: NatsConnection) -> WarmStart | None:

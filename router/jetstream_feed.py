@@ -37,11 +37,13 @@ LOOK_S = 0.25  # between looks whether the connection is still the same
 PAUSE_S = 1.0  # after a failure
 ACK_EVERY = 64
 CONSUMER_EXPIRY_S = 86_400.0  # of a replica that does not come back
+END_OF_BATCH = ("404", "408")  # nothing (more) in time
 REPLAY_LIMIT_S = 30.0  # then workers are asked rather than waited for
 
 
-class History(Struct, frozen=True, kw_only=True):
-    """`replica` names our consumers; `positions` are those of a snapshot, by stream. Bounds are per stream."""
+class DurableRules(Struct, frozen=True, kw_only=True):
+    """`replica` names our consumers, and is nobody else's; `positions` are those of a snapshot, by stream. Bounds are
+    per stream that we make."""
 
     replica: str
     positions: dict[str, int] = {}
@@ -54,13 +56,13 @@ class DurableSubscriber:
     as ever. `on_replayed` is called once, when what the streams had at the start has been handed on."""
 
     def __init__(
-        self, events: EventSubscriber, nats: NatsConnection, history: History, on_replayed: Callable[[], None]
+        self, events: EventSubscriber, nats: NatsConnection, rules: DurableRules, on_replayed: Callable[[], None]
     ) -> None:
         self.topic = events.topic
-        self.positions = dict(history.positions)  # stream -> sequence number of the last message handed on
+        self.positions = dict(rules.positions)  # stream -> sequence number of the last message handed on
         self._events = events
         self._nats = nats
-        self._history = history
+        self._rules = rules
         self._on_replayed: Callable[[], None] | None = on_replayed
         self._readers: dict[str, StreamReader] = {}  # by subject
         self._limit: asyncio.TimerHandle | None = None
@@ -72,7 +74,7 @@ class DurableSubscriber:
         subject = self._subject_of(channel)
         if (reader := self._readers.get(subject)) is None:
             reader = self._readers[subject] = StreamReader(
-                subject, self._events.receive, self._nats, self._history, self.positions, self._note_replayed
+                subject, self._events.receive, self._nats, self._rules, self.positions, self._note_replayed
             )
         reader.num_channels += 1
 
@@ -86,6 +88,11 @@ class DurableSubscriber:
             del self._readers[reader.subject]
             reader.stop()
             self._note_replayed()
+
+    @property
+    def num_pending(self) -> int:
+        """Messages that the streams have for us and we have not seen."""
+        return sum(reader.num_pending for reader in self._readers.values())
 
     @property
     def is_reading(self) -> bool:
@@ -131,7 +138,7 @@ class StreamReader:
         subject: str,
         on_message: Callable[[bytes], None],
         nats: NatsConnection,
-        history: History,
+        rules: DurableRules,
         positions: dict[str, int],
         on_replayed: Callable[[], None],
     ) -> None:
@@ -139,16 +146,18 @@ class StreamReader:
         self.num_channels = 0
         self.is_replayed = False
         self.is_reading = False
+        self.num_pending = 0  # messages that the stream had for us when it sent the last one
         self._on_message = on_message
         self._nats = nats
-        self._history = history
+        self._rules = rules
         self._positions = positions
         self._on_replayed = on_replayed
         self._stream = ""
         self._num_delivered = 0  # by the consumer as it is set now
         self._num_expected = 0  # still to come of the batch
-        self._is_broken = False
+        self._fault: str | None = None  # why deliveries do not continue where we are
         self._has_answer = asyncio.Event()  # the batch is complete, or ended by the server
+        self._is_failure_told = False
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"jetstream {subject}")
 
     def stop(self) -> None:
@@ -159,9 +168,22 @@ class StreamReader:
             client = await self._nats.client()
             try:
                 await self._read(client)
-            except (NatsError, OSError, TimeoutError, ReaderStopped) as error:
-                log.warning("reading KV events of %s from JetStream: %r; trying again", self.subject, error)
+            except (NatsError, OSError, ReaderStopped) as error:  # TimeoutError is an OSError
+                self._tell_failure(error)
+                self._note_replayed()  # nothing to wait for: workers can be asked
                 await asyncio.sleep(PAUSE_S)
+
+    def _tell_failure(self, error: Exception) -> None:
+        """Once, however many attempts it takes."""
+        if not self._is_failure_told:
+            self._is_failure_told = True
+            log.warning(
+                "cannot read KV events of %s from JetStream, trying on: %r. Check that the NATS server runs with "
+                "--jetstream, and that no other replica is called %r",
+                self.subject,
+                error,
+                self._rules.replica,
+            )
 
     async def _read(self, client: Client) -> None:
         """Until the connection is another one, or a delivery is missing."""
@@ -173,8 +195,10 @@ class StreamReader:
         subscription = await client.subscribe(inbox, cb=self._deliverer(client), pending_bytes_limit=MAX_UNREAD_BYTES)
         self.is_reading = True
         try:
-            while num_connects == self._nats.num_connects and not self._is_broken:
+            while num_connects == self._nats.num_connects:
                 await self._pull(client, consumer, inbox, num_connects)
+                if self._fault is not None:
+                    raise ReaderStopped(self._fault)
         finally:
             self.is_reading = False
             with contextlib.suppress(NatsError):
@@ -189,8 +213,8 @@ class StreamReader:
                 name=re.sub(r"[^A-Za-z0-9_-]", "_", f"dynamo-{self.subject}"),
                 subjects=[self.subject],
                 storage=StorageType.FILE,
-                max_bytes=self._history.max_bytes,
-                max_age=self._history.max_age_s,
+                max_bytes=self._rules.max_bytes,
+                max_age=self._rules.max_age_s,
             )
             info = await jetstream.add_stream(config)
             assert info.config.name is not None
@@ -198,11 +222,11 @@ class StreamReader:
 
     async def _set_consumer(self, jetstream: JetStreamContext) -> str:
         """Begin after our position, or with the first message there is."""
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", self._history.replica)
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", self._rules.replica)
         state = (await jetstream.stream_info(self._stream)).state
         position = self._positions.get(self._stream, 0)
-        if position > state.last_seq:  # this stream is another one
-            position = 0
+        if position > state.last_seq:  # this stream is another one than it was
+            position = self._positions[self._stream] = 0
         with contextlib.suppress(NotFoundError):
             await jetstream.delete_consumer(self._stream, name)
         info = await jetstream.add_consumer(
@@ -219,8 +243,9 @@ class StreamReader:
             ),
         )
         self._num_delivered = 0
-        self._is_broken = False
-        if not info.num_pending:
+        self._fault = None
+        self.num_pending = info.num_pending or 0
+        if not self.num_pending:
             self._note_replayed()
         return name
 
@@ -246,7 +271,7 @@ class StreamReader:
 
         async def deliver(message: Msg) -> None:
             if message.headers is not None and "Status" in message.headers:
-                self._has_answer.set()
+                self._end_batch(message.headers["Status"])
                 return
             if self._is_next(message):
                 self._on_message(message.data)
@@ -257,20 +282,27 @@ class StreamReader:
 
         return deliver
 
+    def _end_batch(self, status: str) -> None:
+        if status not in END_OF_BATCH:
+            self._fault = f"the server ended a batch with status {status}"
+        self._has_answer.set()
+
     def _is_next(self, message: Msg) -> bool:
         self._num_delivered += 1
-        self._is_broken |= message.metadata.sequence.consumer != self._num_delivered
         self._num_expected -= 1
-        if self._is_broken or not self._num_expected:
+        if message.metadata.sequence.consumer != self._num_delivered:
+            self._fault = "a delivery is missing"
+        if self._fault is not None or not self._num_expected:
             self._has_answer.set()
-        return not self._is_broken
+        return self._fault is None
 
     async def _note_handed_on(self, client: Client, message: Msg) -> None:
-        sequence, num_pending = message.metadata.sequence, message.metadata.num_pending
-        self._positions[self._stream] = sequence.stream
-        if not num_pending:
+        sequence, self.num_pending = message.metadata.sequence, message.metadata.num_pending
+        self._positions[self._stream] = max(sequence.stream, self._positions.get(self._stream, 0))
+        self._is_failure_told = False
+        if not self.num_pending:
             self._note_replayed()
-        if not num_pending or sequence.consumer % ACK_EVERY == 0:
+        if not self.num_pending or sequence.consumer % ACK_EVERY == 0:
             await client.publish(message.reply)
 
     def _note_replayed(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from dynamo.router.event_feed import EventFeed
 from dynamo.router.event_sources import Cursor, EventSources
-from dynamo.router.jetstream_feed import History
+from dynamo.router.jetstream_feed import DurableRules
 from dynamo.router.load_feed import LoadFeed
 from dynamo.router.recovery import MAX_ANSWER_BYTES, RecoveryClient
 from dynamo.shared.discovery.file import FileDiscovery
@@ -111,7 +111,7 @@ async def load_feed(reports: list[LoadReport]) -> AsyncIterator[LoadFeed]:
 
 @asynccontextmanager
 async def open_router(
-    router: RouterSide, *, history: History | None = None, cursors: tuple[Cursor, ...] = ()
+    router: RouterSide, *, durable: DurableRules | None = None, cursors: tuple[Cursor, ...] = ()
 ) -> AsyncIterator[EventFeed]:
     discovery = FileDiscovery()
     await discovery.open()
@@ -119,9 +119,9 @@ async def open_router(
     server = ResponseServer("127.0.0.1", 0, max_message_size=MAX_ANSWER_BYTES)
     await server.start()
     client = EngineClient(server, EngineLimits())
-    sources = EventSources(router.index, router.slot_of, is_durable=history is not None)
+    sources = EventSources(router.index, router.slot_of, is_durable=durable is not None)
     sources.restore(cursors, asyncio.get_running_loop().time())
-    feed = router.feed = EventFeed(discovery, sources, RecoveryClient(client), nats, history=history)
+    feed = router.feed = EventFeed(discovery, sources, RecoveryClient(client), nats, durable=durable)
     await feed.open()
     following = asyncio.create_task(feed.follow())
     try:

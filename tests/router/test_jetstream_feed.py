@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from nats.js import JetStreamContext
 
-from dynamo.router.jetstream_feed import History
+from dynamo.router.jetstream_feed import DurableRules
+from dynamo.shared.nats import NatsConnection
+from dynamo.shared.nats_config import NatsConfig
 from tests.router.event_world import RouterSide, open_router, open_worker
 from tests.support.nats import NatsServer
 from tests.support.waiting import until
 
-HISTORY = History(replica="gateway-0")
+RULES = DurableRules(replica="gateway-0")
 
 
 @pytest.fixture
@@ -26,12 +30,12 @@ def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NatsServer
 
 async def test_a_second_router_learns_from_the_stream_what_the_first_has_seen(nats: NatsServer) -> None:
     first, second = RouterSide(), RouterSide()
-    async with open_worker("nats", answers=False) as worker, open_router(first, history=HISTORY):
+    async with open_worker("nats", answers=False) as worker, open_router(first, durable=RULES):
         await until(lambda: is_reading(first))
         worker.store(1, 2, 3)
         worker.remove(2)
         await first.agrees_with(worker)
-        async with open_router(second, history=History(replica="gateway-1")) as feed:
+        async with open_router(second, durable=DurableRules(replica="gateway-1")) as feed:
             await second.agrees_with(worker)
             assert feed.sources.counts.recoveries == 0
             worker.store(4)
@@ -42,7 +46,7 @@ async def test_a_second_router_learns_from_the_stream_what_the_first_has_seen(na
 async def test_a_router_that_comes_back_continues_where_its_snapshot_was_made(nats: NatsServer) -> None:
     before, after = RouterSide(), RouterSide()
     async with open_worker("nats", answers=False) as worker:
-        async with open_router(before, history=HISTORY) as feed:
+        async with open_router(before, durable=RULES) as feed:
             await until(lambda: is_reading(before))
             worker.store(1, 2)
             await before.agrees_with(worker)
@@ -54,8 +58,8 @@ async def test_a_router_that_comes_back_continues_where_its_snapshot_was_made(na
             await before.agrees_with(worker)
         worker.remove(1)
         worker.store(4)
-        history = History(replica="gateway-0", positions=positions)
-        async with open_router(after, history=history, cursors=tuple(cursors)) as feed:
+        durable = DurableRules(replica="gateway-0", positions=positions)
+        async with open_router(after, durable=durable, cursors=tuple(cursors)) as feed:
             await after.agrees_with(worker)
             assert feed.sources.counts.stored + feed.sources.counts.removed == 3, "no more than what is new"
             assert feed.sources.counts.gaps == 0
@@ -65,7 +69,7 @@ async def test_what_the_stream_has_not_is_asked_of_the_worker(nats: NatsServer) 
     router = RouterSide()
     async with open_worker("nats") as worker:
         worker.store(1, 2)
-        async with open_router(router, history=HISTORY) as feed:
+        async with open_router(router, durable=RULES) as feed:
             await router.agrees_with(worker)
             assert feed.sources.counts.dumps == 1
             worker.store(3)
@@ -74,7 +78,7 @@ async def test_what_the_stream_has_not_is_asked_of_the_worker(nats: NatsServer) 
 
 async def test_nats_killed_and_back_continues_the_stream(nats: NatsServer) -> None:
     router = RouterSide()
-    async with open_worker("nats", answers=False) as worker, open_router(router, history=HISTORY):
+    async with open_worker("nats", answers=False) as worker, open_router(router, durable=RULES):
         await until(lambda: is_reading(router))
         worker.store(1)
         await router.agrees_with(worker)
@@ -86,9 +90,65 @@ async def test_nats_killed_and_back_continues_the_stream(nats: NatsServer) -> No
         await router.agrees_with(worker)
 
 
+async def test_a_consumer_that_somebody_deletes_is_made_again(nats: NatsServer) -> None:
+    router = RouterSide()
+    async with open_worker("nats", answers=False) as worker, open_router(router, durable=RULES):
+        await until(lambda: is_reading(router))
+        worker.store(1)
+        await router.agrees_with(worker)
+        async with jetstream_of(nats) as jetstream:
+            stream = await jetstream.find_stream_name_by_subject("namespace.demo.>")
+            await jetstream.delete_consumer(stream, RULES.replica)
+        worker.store(2)
+        await router.agrees_with(worker)
+
+
+async def test_a_stream_that_lost_what_we_need_leaves_a_gap_to_ask_for(nats: NatsServer) -> None:
+    before, after = RouterSide(), RouterSide()
+    async with open_worker("nats") as worker:
+        async with open_router(before, durable=RULES) as feed:
+            await before.agrees_with(worker)
+            worker.store(1)
+            await before.agrees_with(worker)
+            await until(lambda: is_reading(before))
+            assert feed.durable is not None
+            cursors, positions = feed.sources.cursors(), dict(feed.durable.positions)
+        after.index.held = {slot: set(held) for slot, held in before.index.held.items()}
+        after.slots = dict(before.slots)
+        worker.store(2)
+        worker.remove(1)
+        async with jetstream_of(nats) as jetstream:
+            stream = await jetstream.find_stream_name_by_subject("namespace.demo.>")
+            await jetstream.purge_stream(stream)
+        durable = DurableRules(replica="gateway-0", positions=positions)
+        async with open_router(after, durable=durable, cursors=tuple(cursors)):
+            worker.store(3)
+            await after.agrees_with(worker)
+
+
+async def test_without_jetstream_workers_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = RouterSide()
+    with NatsServer(has_jetstream=False) as server:
+        monkeypatch.setenv("DYN_FILE_KV", str(tmp_path))
+        monkeypatch.setenv("NATS_SERVER", server.url)
+        async with open_worker("nats") as worker:
+            worker.store(1)
+            async with open_router(router, durable=RULES):
+                await router.agrees_with(worker)
+
+
+@asynccontextmanager
+async def jetstream_of(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+    connection = NatsConnection(NatsConfig(server=server.url))
+    try:
+        yield (await connection.client()).jetstream()
+    finally:
+        await connection.close()
+
+
 async def test_workers_on_zmq_are_followed_as_ever(nats: NatsServer) -> None:
     router = RouterSide()
-    async with open_router(router, history=HISTORY), open_worker("zmq") as worker:
+    async with open_router(router, durable=RULES), open_worker("zmq") as worker:
         worker.store(1)
         await router.agrees_with(worker)
         worker.store(2)
