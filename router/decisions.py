@@ -6,12 +6,15 @@ log is for looking into one question, and is switched off by default.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import time
+from collections import Counter
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +26,7 @@ from dynamo.shared.messages import Candidate
 log = logging.getLogger("dynamo.router")
 
 MAX_UNWRITTEN = 1024  # decisions between two writes
+MAX_LINE_BYTES = 16 << 20  # of a decision among many thousand ranks
 
 
 class Row(Struct, frozen=True, omit_defaults=True):
@@ -67,19 +71,26 @@ _decode = msgspec.json.Decoder(Decision).decode
 
 
 class DecisionLog:
-    """`num_dropped` counts decisions that found the file full or out of reach."""
+    """Goes on with a file that is there, after its last whole line. What finds it full or out of reach is dropped."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         """Raises OSError when the file cannot be opened."""
-        self.num_written = 0
-        self.num_dropped = 0
         self._path = path
         self._max_bytes = max_bytes
-        self._file: BinaryIO | None = path.open("ab")
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._file: FileIO | None = FileIO(path, "a+")
+        self._size = _cut_to_whole_lines(self._file)
         self._unwritten: list[bytes] = []
+        self._counts: Counter[str] = Counter()
+
+    def take_counts(self) -> dict[str, int]:
+        """Decisions "written" and "dropped" since the last call."""
+        counts, self._counts = self._counts, Counter()
+        return counts
 
     def note(self, question: Question, choice: Choice, reason: str, compared: list[Candidate], waited_s: float) -> None:
+        if self._file is None:
+            self._counts["dropped"] += 1
+            return
         self._unwritten.append(_encode(_decision(question, choice, reason, compared, waited_s)))
         if len(self._unwritten) >= MAX_UNWRITTEN:
             self.flush()
@@ -89,38 +100,44 @@ class DecisionLog:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        if self._file is None:
-            self.num_dropped += len(lines)
-        elif self._size + len(data) > self._max_bytes:
-            self._give_up(
-                len(lines), "it has reached --router-decision-log-max-mb; move it away and restart the router"
-            )
+        try:
+            self._append(data)
+        except OSError as error:
+            log.error("the decision log %s ends here: %s", self._path, error)
+            self._counts["dropped"] += len(lines)
+            self._close_file()
         else:
-            self._write(data, len(lines))
+            self._counts["written"] += len(lines)
 
     def close(self) -> None:
         self.flush()
+        self._close_file()
+
+    def _append(self, data: bytes) -> None:
+        """All of it or nothing, as far as the disk allows. Raises OSError."""
+        if self._size + len(data) > self._max_bytes:
+            raise OSError("it has reached --router-decision-log-max-mb; move it away and restart the router")
+        assert self._file is not None
+        if self._file.write(data) != len(data):
+            self._file.truncate(self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += len(data)
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _write(self, data: bytes, num_lines: int) -> None:
-        assert self._file is not None
-        try:
-            self._file.write(data)
-            self._file.flush()
-        except OSError as error:
-            self._give_up(num_lines, str(error))
-        else:
-            self._size += len(data)
-            self.num_written += num_lines
 
-    def _give_up(self, num_lines: int, why: str) -> None:
-        log.error("the decision log %s ends here: %s", self._path, why)
-        self.num_dropped += num_lines
-        assert self._file is not None
-        self._file.close()
-        self._file = None
+def _cut_to_whole_lines(file: FileIO) -> int:
+    """A process that was killed may have left half a line, and another must not be glued to it. Returns the size."""
+    size = os.fstat(file.fileno()).st_size
+    start = max(0, size - MAX_LINE_BYTES)
+    if start < size and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        tail = os.pread(file.fileno(), size - start, start)
+        size = start + tail.rfind(b"\n") + 1
+        file.truncate(size)
+    return size
 
 
 class UnreadableLog(Exception):
@@ -128,13 +145,13 @@ class UnreadableLog(Exception):
 
 
 def read(path: Path) -> Iterator[Decision]:
-    """A last line that was cut off is left out. Raises UnreadableLog, OSError."""
+    """A last line that was cut off is left out, unless it is the only one. Raises UnreadableLog, OSError."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield _decode(line)
             except msgspec.MsgspecError as error:
-                if not line.endswith(b"\n"):
+                if number > 1 and not line.endswith(b"\n"):
                     return
                 raise UnreadableLog(f"{path}, line {number}: not a decision: {error}") from None
 

@@ -9,16 +9,21 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import setproctitle
 import uvloop
 
 from dynamo.router.config import RouterConfig
+from dynamo.router.metrics_server import MetricsServer
 from dynamo.router.server import RouterServer
 from dynamo.shared.config import ConfigError
 from dynamo.shared.discovery import DiscoveryError
 from dynamo.shared.discovery.registry import open_discovery
 from dynamo.shared.log import configure_logging
+from dynamo.shared.metrics import render
 
 log = logging.getLogger("dynamo.router")
 
@@ -59,8 +64,41 @@ async def run(config: RouterConfig) -> None:
 
 
 async def serve(config: RouterConfig) -> None:
-    async with open_discovery(config.discovery_backend) as discovery:
-        await RouterServer(config, discovery).serve(lambda: _on_ready(config.ready_fd))
+    with _metrics_directory(config) as directory:
+        async with open_discovery(config.discovery_backend) as discovery:
+            server = RouterServer(config, discovery, directory)
+            async with _metrics_port(config, server, directory):
+                await server.serve(lambda: _on_ready(config.ready_fd))
+
+
+@contextlib.contextmanager
+def _metrics_directory(config: RouterConfig) -> Iterator[Path | None]:
+    """A supervisor names the one that its acceptors read. Alone, there are only our own metrics, if anybody may ask."""
+    if directory := os.environ.get("DYN_METRICS_DIR"):
+        yield Path(directory)
+    elif config.metrics_port is None:
+        yield None
+    else:
+        with tempfile.TemporaryDirectory(prefix="dynamo-router-") as made:
+            yield Path(made)
+
+
+@contextlib.asynccontextmanager
+async def _metrics_port(config: RouterConfig, server: RouterServer, directory: Path | None) -> AsyncIterator[None]:
+    if config.metrics_port is None or directory is None:
+        yield
+        return
+
+    def metrics() -> bytes:
+        server.save_metrics()
+        return render(directory)
+
+    listening = MetricsServer(metrics, server.health)
+    await listening.open(config.metrics_host, config.metrics_port)
+    try:
+        yield
+    finally:
+        listening.close()
 
 
 def _cancel_at_end_of_stdin(serving: asyncio.Task[None]) -> None:

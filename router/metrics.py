@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from dynamo.router.core import Router
 from dynamo.shared.metrics import Registry
@@ -119,10 +119,12 @@ class RouterMetrics:
         self._events = [
             (registry.counter(f"dynamo_router_{name}", help, labels), read) for name, help, labels, read in EVENTS
         ]
+        self._decisions = registry.counter("dynamo_router_decisions", "Decisions for the log.", ("outcome",))
         self._counted = [0.0] * len(COUNTERS)  # of this process; the registry goes on where a predecessor ended
         registry.take_over()
 
-    def save(self, router: Router) -> None:
+    def save(self, router: Router, decisions: Mapping[str, int]) -> None:
+        """`decisions` that the decision log has written or dropped since the last call."""
         for gauge, read in self._gauges:
             gauge.labels().set(read(router))
         for at, (counter, read) in enumerate(self._counters):
@@ -136,4 +138,6 @@ class RouterMetrics:
         for counter, rows in self._events:
             for labels, value in rows(router):
                 counter.labels(*labels).inc(value)
+        for outcome, count in decisions.items():
+            self._decisions.labels(outcome).inc(count)
         self._registry.save()

@@ -37,16 +37,20 @@ class ReplayConfig(KvRouterOptions):
 
 
 class Tally(Struct):
-    """Choices of one policy over a log. `load_spread` is the deviation of requests per rank over their mean."""
+    """Choices of one policy over a log. `load_spread` is the deviation of requests per rank over their mean, of all
+    ranks that were ever to be chosen from."""
 
     cached_blocks: int = 0
-    cost: float = 0.0
     per_rank: Counter[tuple[int, int]] = msgspec.field(default_factory=Counter)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, candidates: list[Row]) -> None:
+        for each in candidates:
+            self.per_rank[each.instance_id, each.dp_rank] += each is row
         self.cached_blocks += row.device_blocks + row.host_blocks + row.disk_blocks + row.external_blocks
-        self.cost += row.cost or 0.0
-        self.per_rank[row.instance_id, row.dp_rank] += 1
+
+    @property
+    def num_ranks_used(self) -> int:
+        return sum(count > 0 for count in self.per_rank.values())
 
     @property
     def load_spread(self) -> float:
@@ -67,7 +71,7 @@ class Comparison(Struct):
             return {
                 "cached_share": tally.cached_blocks / max(1, self.prompt_blocks),
                 "load_spread": tally.load_spread,
-                "ranks_used": len(tally.per_rank),
+                "ranks_used": tally.num_ranks_used,
             }
 
         return {
@@ -91,8 +95,8 @@ def replay(decisions: Iterable[Decision], choose: Pick) -> Comparison:
         found.num_decisions += 1
         found.num_agreed += other is taken
         found.prompt_blocks += -(-decision.num_tokens // decision.block_size)
-        found.logged.add(taken)
-        found.replayed.add(other)
+        found.logged.add(taken, decision.candidates)
+        found.replayed.add(other, decision.candidates)
     return found
 
 
@@ -182,4 +186,4 @@ def report(found: Comparison, as_json: bool) -> None:
     print(f"{'':10} {'cached share':>12} {'load spread':>12} {'ranks used':>12}")
     for name, tally in (("logged", found.logged), ("replayed", found.replayed)):
         share = tally.cached_blocks / max(1, found.prompt_blocks)
-        print(f"{name:10} {share:>12.1%} {tally.load_spread:>12.3f} {len(tally.per_rank):>12}")
+        print(f"{name:10} {share:>12.1%} {tally.load_spread:>12.3f} {tally.num_ranks_used:>12}")

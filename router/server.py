@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +16,7 @@ from dynamo.router.decisions import DecisionLog
 from dynamo.router.intake import Intake
 from dynamo.router.local_acceptor import LOCAL_PEER
 from dynamo.router.metrics import RouterMetrics
+from dynamo.router.metrics_server import Health
 from dynamo.router.replica_link import ReplicaLink
 from dynamo.shared.channel import RouterChannel
 from dynamo.shared.config import ConfigError
@@ -36,9 +36,9 @@ MIB = 1 << 20
 
 
 class RouterServer:
-    """Serves one `bind` address; made and used inside the running loop."""
+    """Serves one `bind` address; made and used inside the running loop. Metrics are saved where somebody looks."""
 
-    def __init__(self, config: RouterConfig, discovery: Discovery) -> None:
+    def __init__(self, config: RouterConfig, discovery: Discovery, metrics_directory: Path | None = None) -> None:
         self._decisions = _decision_log(config)
         self._core = Router(
             config.rules,
@@ -56,7 +56,7 @@ class RouterServer:
         self._channel: RouterChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_publishing = False
-        self._metrics = _metrics()
+        self._metrics = None if metrics_directory is None else RouterMetrics(Registry(metrics_directory, "router"))
 
     async def serve(self, on_ready: Callable[[], None]) -> None:
         """Until cancelled. The socket opens after discovery's first snapshots are in: nobody is ever told of an empty
@@ -76,6 +76,9 @@ class RouterServer:
             await self._follow_all(watches)
         finally:
             await self._close()
+
+    def health(self) -> Health:
+        return Health("starting" if self._timer is None else "ready", len(self._core.table.workers))
 
     async def _follow_all(self, watches: dict[str, AsyncIterator[list[Change]]]) -> None:
         following = [self._follow(bucket, watch) for bucket, watch in watches.items()]
@@ -116,7 +119,7 @@ class RouterServer:
             self._channel.close()
         if self._decisions is not None:
             self._decisions.close()
-        self._save_metrics()
+        self.save_metrics()
         if self._link is not None:
             await self._link.close()
         await self._intake.close()
@@ -163,11 +166,11 @@ class RouterServer:
             self._say(peer, ())
         if self._decisions is not None:
             self._decisions.flush()
-        self._save_metrics()
+        self.save_metrics()
 
-    def _save_metrics(self) -> None:
+    def save_metrics(self) -> None:
         if self._metrics is not None:
-            self._metrics.save(self._core)
+            self._metrics.save(self._core, {} if self._decisions is None else self._decisions.take_counts())
 
 
 def _decision_log(config: RouterConfig) -> DecisionLog | None:
@@ -187,12 +190,6 @@ def _policy(config: RouterConfig) -> PolicyRunner | None:
     score = load_policy(config.router_policy)
     budget_ms, is_shadow = config.router_policy_budget_ms, config.router_policy_shadow
     return PolicyRunner(score, budget_ms, is_shadow, clock=time.perf_counter, name=config.router_policy)
-
-
-def _metrics() -> RouterMetrics | None:
-    """Only a replica's supervisor names the directory where somebody looks for them."""
-    directory = os.environ.get("DYN_METRICS_DIR")
-    return RouterMetrics(Registry(Path(directory), "router")) if directory else None
 
 
 def _log_change(delta: TableDelta) -> None:
