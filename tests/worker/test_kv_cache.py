@@ -94,3 +94,15 @@ def test_a_merged_block_is_the_parent_of_what_follows() -> None:
     assert pool.allocate(3)
     pool.commit(None, blocks(1, 2, 3))
     assert record.events[-1] == ("stored", 1, [2, 3])
+
+
+def test_only_an_idle_cache_is_cleared() -> None:
+    record = Record()
+    pool = BlockPool(8, record)
+    filled(pool, 1, 2)
+    pool.reuse([1])
+    assert not pool.clear()
+    assert record.present == {1, 2}
+    pool.release([1], 0)
+    assert pool.clear()
+    assert (pool.num_cached, pool.num_available, record.present) == (0, 8, set())

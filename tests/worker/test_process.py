@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dynamo.shared.config import ConfigError
-from dynamo.shared.discovery import CARDS, Deleted
+from dynamo.shared.discovery import CARDS, EVENT_SOURCES, Deleted, Put
 from dynamo.shared.discovery.file import FileDiscovery
 from dynamo.worker import DEMO_MODEL_DIR
 from dynamo.worker.config import WorkerConfig
@@ -44,8 +44,14 @@ class Worker:
                     return
 
     async def entries(self, bucket: str) -> list[str]:
+        return list(await self._content(bucket))
+
+    async def values(self, bucket: str) -> list[bytes]:
+        return list((await self._content(bucket)).values())
+
+    async def _content(self, bucket: str) -> dict[str, bytes]:
         async for changes in self.store.watch(bucket):
-            return [change.key for change in changes]
+            return {change.key: change.value for change in changes if isinstance(change, Put)}
         raise AssertionError("the watch ended")
 
 
@@ -96,6 +102,21 @@ async def test_flags_a_request_and_a_signal(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGTERM)
         assert await running.exit_code() == 0
         assert await running.entries(CARDS) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "publishes", "num_ranks"),
+    [((), True, 1), (("--no-kv-events",), False, 1), (("--data-parallel-size=2", "--event-plane=zmq"), True, 2)],
+)
+async def test_the_card_says_whether_routers_hear_of_blocks(
+    tmp_path: Path, flags: tuple[str, ...], publishes: bool, num_ranks: int
+) -> None:
+    async with worker(tmp_path, *flags) as running:
+        [card] = await running.values(CARDS)
+        config = json.loads(card)["card_json"]["runtime_config"]
+        assert config["kv_event_publishing_enabled"] == config["enable_local_indexer"] == publishes
+        assert config["data_parallel_size"] == num_ranks
+        assert len(await running.entries(EVENT_SOURCES)) == num_ranks * publishes
 
 
 async def test_a_signal_lets_running_requests_finish(tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_old_prefixes_make_room() -> None:
     assert core.pool.num_cached == len(record.present)
 
 
+def test_blocks_of_its_own_that_a_preempted_sequence_finds_again_were_not_cached() -> None:
+    core = scheduler(num_blocks=6, max_num_batched_tokens=8)
+    first, second = sequence(100, 8, max_tokens=16), sequence(500, 16, max_tokens=1)
+    core.submit(first)
+    core.step()
+    core.submit(second)
+    core.step()
+    assert second.num_computed == 7
+    core.step()
+    assert (second.num_computed, core.num_waiting) == (0, 1)
+    run(core)
+    assert second.num_cached_tokens == 0
+
+
 def test_the_newest_is_preempted_and_all_finish() -> None:
     core = scheduler(num_blocks=8, enable_prefix_caching=False)
     old, new = sequence(100, 8, max_tokens=16), sequence(500, 8, max_tokens=16)
