@@ -78,7 +78,7 @@ async def test_a_prompt_is_held_and_reported() -> None:
 async def test_load_rises_and_falls() -> None:
     async with open_view() as view, mocker() as worker:
         while not view.loads:  # reports of changes reach those who listen already
-            await worker.ask()
+            await worker.ask(max_tokens=1000)
         asking = asyncio.create_task(worker.ask(max_tokens=4000))
         await until(lambda: (view.loads[-1].kv_used_blocks or 0) > 5)
         await asking
