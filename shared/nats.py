@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError, OutboundBufferLimitError, SlowConsumerError
+from nats.errors import SlowConsumerError
 
 from dynamo.shared.nats_config import NatsConfig, nats_config
 from dynamo.shared.turns import TurnBudget
@@ -175,7 +175,9 @@ class NatsConnection:
             self._outbox_bytes -= len(payload)
             try:
                 await client.publish(subject, payload)
-            except (OutboundBufferLimitError, MaxPayloadError) as error:
+            except NatsError as error:
+                if client.is_closed:
+                    raise
                 self._note_dropped(subject, payload, error)
 
     def _note_dropped(self, subject: str, payload: bytes, error: Exception) -> None:

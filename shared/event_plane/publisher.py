@@ -90,7 +90,8 @@ class EventPublisher:
         return self._scope.key(self._topic, self.publisher_id)
 
     async def open(self) -> None:
-        """Bind and announce. Raises OSError when the host cannot be bound, DiscoveryError."""
+        """Bind and announce. Raises OSError when the host cannot be bound or the scope is no NATS subject,
+        DiscoveryError."""
         transport = await self._outlet.open()
         channel = EventChannel(Scope(endpoint=self._scope), self._topic, self.publisher_id, transport)
         await self._registrar.publish(EVENT_CHANNELS, self.key, msgspec.json.encode(channel))
@@ -106,8 +107,10 @@ class EventPublisher:
                 log.warning("dropped an event of topic %s: the way out is full. Others are only counted", self._topic)
 
     async def close(self) -> None:
-        await self._registrar.withdraw(EVENT_CHANNELS, self.key)
-        await self._outlet.close()
+        try:
+            await self._registrar.withdraw(EVENT_CHANNELS, self.key)
+        finally:
+            await self._outlet.close()
 
 
 def fresh_publisher_id() -> int:

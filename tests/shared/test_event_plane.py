@@ -182,6 +182,17 @@ async def test_an_address_of_another_host_cannot_be_published_at() -> None:
     await publisher.close()
 
 
+async def test_names_that_make_no_subject_are_refused(server: NatsServer) -> None:
+    for name in ("a b", "a..b", "*", ">"):
+        async with connection(server) as nats:
+            publisher = EventPublisher(
+                MemDiscovery(MemStore()), EndpointScope("demo", name, "generate"), TOPIC, "nats", nats=nats
+            )
+            with pytest.raises(OSError, match="no NATS subject"):
+                await publisher.open()
+            await publisher.close()
+
+
 def test_a_plane_that_is_not_spoken_here_is_refused() -> None:
     with pytest.raises(ValueError, match=r"kafka.*zmq, nats"):
         EventPublisher(MemDiscovery(MemStore()), SCOPE, TOPIC, "kafka")
@@ -253,13 +264,19 @@ async def test_channels_that_cannot_be_used_do_not_disturb_others(server: NatsSe
     def channel(kind: str, **config: str) -> bytes:
         return msgspec.json.encode(EventChannel(Scope(endpoint=SCOPE), TOPIC, 1, Transport(kind, config)))
 
+    bad = [
+        b"{",
+        b'{"type":"Model"}',
+        channel("Zmq"),
+        channel("Zmq", endpoint="tcp://nowhere"),
+        channel("Nats", subject_prefix="everything.>"),
+        channel("Kafka"),
+    ]
     async with open_plane("zmq", server) as plane:
-        for number, value in enumerate(
-            [b"{", b'{"type":"Model"}', channel("Zmq"), channel("Zmq", endpoint="tcp://nowhere"), channel("Kafka")]
-        ):
+        for number, value in enumerate(bad):
             await plane.discovery.publish(EVENT_CHANNELS, f"bad/{number}", value)
         await plane.reaches(await plane.publisher(), b"sound")
-        assert (plane.watch.num_unusable, plane.watch.num_channels) == (5, 1)
+        assert (plane.watch.num_unusable, plane.watch.num_channels) == (len(bad), 1)
 
 
 # ---- NATS comes and goes
