@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from dynamo.router.class_queue import PolicyClass
 from dynamo.router.fleet import Fleet
 from dynamo.router.placing import Placing
-from dynamo.router.queue import PlacementQueue, PolicyClass, Waiting
+from dynamo.router.policy_config import PolicyFile, PolicyProfile
+from dynamo.router.queue import PlacementQueue, Waiting
 from dynamo.router.selectors import Question
-from dynamo.shared.messages import Place, Refused
+from dynamo.shared.messages import Refused
+
+
+class Profiles:
+    """The policy classes of every model: those of the policy file, else the one that the flags describe."""
+
+    def __init__(self, fallback: PolicyClass, file: PolicyFile | None) -> None:
+        self._fallback = PolicyProfile.single(fallback)
+        self._file = file
+        self.classes = [fallback] if file is None else file.classes(self._fallback)
+
+    def of(self, model: str) -> PolicyProfile:
+        return self._fallback if self._file is None else self._file.profile(model, self._fallback)
 
 
 class Admission:
     """A placement waits while every worker that may be chosen has more to prefill than its class puts up with, and
     while others of its class wait for the same workers."""
 
-    def __init__(self, classes: Sequence[PolicyClass], queue: PlacementQueue, placing: Placing, fleet: Fleet) -> None:
-        self._default = classes[0]
-        self._classes = {each.name: each for each in classes}
+    def __init__(self, profiles: Profiles, queue: PlacementQueue, placing: Placing, fleet: Fleet) -> None:
+        self._profiles = profiles
+        self._classes = {each.name: each for each in profiles.classes}
         self._queue = queue
         self._placing = placing
         self._fleet = fleet
+        self.is_queueing = any(each.is_queueing for each in profiles.classes)
 
-    def class_of(self, place: Place) -> PolicyClass:
-        """Unknown names fall to the first class."""
-        name = place.hints.policy_class if place.hints is not None else ""
-        return self._classes.get(name, self._default)
+    def class_of(self, question: Question) -> PolicyClass:
+        """By the name that the request gives, and where that leaves a choice by how much of it nobody has cached."""
+        profile, hints = self._profiles.of(question.live.model), question.place.hints
+        if len(profile.classes) == 1:
+            return profile.classes[0]
+        uncached = question.place.num_tokens - self._cached_tokens(question)
+        return profile.classify("" if hints is None else hints.policy_class, max(0, uncached))
 
-    def must_wait(self, question: Question) -> bool:
-        policy_class = self.class_of(question.place)
+    def class_named(self, name: str) -> PolicyClass:
+        return self._classes[name]
+
+    def must_wait(self, question: Question, policy_class: PolicyClass) -> bool:
         if not policy_class.is_queueing:
             return False
-        is_turn = self._queue.admits(policy_class.name, question.live.key, _pin(question.place))
+        is_turn = self._queue.admits(policy_class.name, question.live.key, _pin(question))
         return not is_turn or self._is_busy(question, policy_class)
 
-    def enqueue(self, peer: bytes, question: Question) -> None:
+    def enqueue(self, peer: bytes, question: Question, policy_class: PolicyClass) -> None:
         """Raises QueueFull."""
         place = question.place
         waiting = Waiting(
             key=(peer, place.request_id),
             place=place,
             worker_set_key=question.live.key,
-            policy_class=self.class_of(place).name,
+            policy_class=policy_class.name,
             arrived_at=question.now,
-            cached_tokens=self._fleet.most_cached(place.block_hashes, question.now) * question.live.block_size,
-            pinned_to=_pin(place),
+            cached_tokens=self._cached_tokens(question),
+            pinned_to=_pin(question),
         )
         self._queue.push(waiting, question.now, num_workers=len(question.candidates))
 
@@ -58,9 +78,7 @@ class Admission:
 
         def cached_tokens(waiting: Waiting) -> int:
             question = self._placing.question(waiting.place, now)
-            if isinstance(question, Refused):
-                return waiting.cached_tokens
-            return self._fleet.most_cached(waiting.place.block_hashes, now) * question.live.block_size
+            return waiting.cached_tokens if isinstance(question, Refused) else self._cached_tokens(question)
 
         self._queue.refresh(now, cached_tokens)
 
@@ -80,6 +98,15 @@ class Admission:
             for slot in fleet.ranks.slots_of(instance_id).values()
         )
 
+    def _cached_tokens(self, question: Question) -> int:
+        """The most that any rank is expected to have of this prompt."""
+        return self._fleet.most_cached(question.place.block_hashes, question.now) * question.live.block_size
 
-def _pin(place: Place) -> tuple[int, int | None] | None:
-    return None if place.instance_id is None else (place.instance_id, place.dp_rank)
+
+def _pin(question: Question) -> tuple[int, int | None] | None:
+    """The one worker that may serve it, by the request's own wish or by its session: it holds up nobody else."""
+    place = question.place
+    if place.instance_id is not None:
+        return place.instance_id, place.dp_rank
+    is_bound = question.favoured is not None and len(question.candidates) == 1
+    return (question.candidates[0], None) if is_bound else None

@@ -111,6 +111,11 @@ class SessionAffinity:
         self._touch(session_id, session, now)
         return session.target
 
+    def peek(self, session_id: str, now: float) -> Target | None:
+        """As `bound`, and leaves everything as it is."""
+        session = self._sessions.get(session_id)
+        return None if session is None or self._is_idle(session, now) else session.target
+
     def advise(
         self,
         session_id: str,

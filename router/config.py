@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import msgspec
 
-from dynamo.router.core import Rules
-from dynamo.router.queue import PolicyClass
+from dynamo.router.class_queue import PolicyClass
+from dynamo.router.policy_config import BUILT_IN_SELECTION, ROLES, PolicyFile, SelectionPolicy, read_policy_file
+from dynamo.router.rules import Rules
 from dynamo.router.selectors import SELECTORS
 from dynamo.router.weights import Weights
 from dynamo.shared.config import ConfigError, option
@@ -158,16 +159,50 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         )
 
     @property
-    def classes(self) -> tuple[PolicyClass, ...]:
-        """One class for all, unless a policy file names others."""
-        return (
-            PolicyClass(
-                queue_policy=self.router_queue_policy,
-                prefill_busy_threshold_frac=self.router_queue_threshold,
-                max_queued_requests=self.router_max_queued,
-                max_wait_s=self.router_max_queue_wait_s,
-            ),
+    def policy_class(self) -> PolicyClass:
+        """Of all whom no policy file gives another."""
+        return PolicyClass(
+            queue_policy=self.router_queue_policy,
+            prefill_busy_threshold_frac=self.router_queue_threshold,
+            max_queued_requests=self.router_max_queued,
+            max_wait_s=self.router_max_queue_wait_s,
         )
+
+    @cached_property
+    def policy_file(self) -> PolicyFile | None:
+        """Raises ConfigError."""
+        if self.router_policy_config is None:
+            return None
+        base = PolicyClass(max_queued_requests=self.router_max_queued, max_wait_s=self.router_max_queue_wait_s)
+        return read_policy_file(self.router_policy_config, base)
+
+    def settled(self) -> Self:
+        """With what the policy file sets over our own. Raises ConfigError."""
+        if self.policy_file is None:
+            return self
+        settings = dict(self.policy_file.settings)
+        if "router_prefill_load_scale" in settings:
+            settings["kv_overlap_score_weight"] = None  # the older name would win
+        return dataclasses.replace(self, **settings)
+
+    def selection(self, role: str) -> SelectionPolicy | None:
+        """How workers of a type are chosen, if not as the options say. Raises ConfigError."""
+        override = {"prefill": self.router_prefill_policy, "decode": self.router_decode_policy}.get(role)
+        if self.policy_file is not None:
+            return self.policy_file.selection(role, override)
+        if override not in (None, BUILT_IN_SELECTION):
+            raise ConfigError(f"--router-{role}-policy {override}: instances are named in --router-policy-config")
+        return None
+
+    @property
+    def role_weights(self) -> dict[str, Weights]:
+        own = Weights.from_options(self)
+        found = {role: self.selection(role) for role in ROLES}
+        return {
+            role: msgspec.structs.replace(own, **policy.parameters)
+            for role, policy in found.items()
+            if policy is not None and policy.is_built_in
+        }
 
     @cached_property
     def router_id(self) -> int | None:
@@ -188,6 +223,7 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             max_table_entries=self.max_table_entries,
             kv_cache_block_size=self.router_block_size or self.kv_cache_block_size,
             weights=Weights.from_options(self),
+            role_weights=self.role_weights,
             tracks_output_blocks=self.router_track_output_blocks,
             uses_kv_events=self.uses_kv_events,
             has_durable_events=self.router_durable_kv_events,
@@ -195,7 +231,8 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
             predicted_ttl_s=self.predicted_ttl_s,
             predicted_policy=self.router_approximate_cache_policy,
             thresholds=self.thresholds,
-            classes=self.classes,
+            policy_class=self.policy_class,
+            policy_file=self.policy_file,
             overlap_refresh_after_s=self.router_overlap_refresh_after_s,
             session_ttl_s=self.router_session_affinity_ttl_s,
             is_affinity_hard=self.router_session_affinity_mode == "hard",

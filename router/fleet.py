@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
 from dynamo.router.active import ActiveSequences
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 class Fleet:
     """`num_active` counts requests per worker, whoever placed them. `index` follows KV events and `predicted` past
-    placements; a router may keep both, either or none. `policy` is the operator's own."""
+    placements; a router may keep both, either or none. `policies` are the operator's own, by worker type."""
 
     def __init__(
         self,
@@ -30,16 +30,27 @@ class Fleet:
         weights: Weights,
         index: PrefixIndex | None = None,
         predicted: PredictedIndex | None = None,
-        policy: PolicyRunner | None = None,
+        *,
+        role_weights: Mapping[str, Weights] | None = None,
+        policies: Mapping[str, PolicyRunner] | None = None,
     ) -> None:
         self.rng = rng
         self.num_active = num_active
         self.weights = weights
         self.index = index
         self.predicted = predicted
-        self.policy = policy
+        self._role_weights = role_weights or {}
+        self._policies = policies or {}
         self.ranks = Ranks()
         self.sequences = ActiveSequences()
+
+    # ---- how workers of a type are chosen
+
+    def weights_for(self, worker_type: str) -> Weights:
+        return self._role_weights.get(worker_type, self.weights)
+
+    def policy_for(self, worker_type: str) -> PolicyRunner | None:
+        return self._policies.get(worker_type)
 
     # ---- workers
 

@@ -29,14 +29,14 @@ class Inquiries:
 
     def explain(self, place: Place, now: float) -> Explained | Refused:
         hints = replace(place.hints or NO_HINTS, wants_receipt=True)
-        question = self._placing.question(replace(place, hints=hints), now)
+        question = self._placing.question(replace(place, hints=hints), now, is_dry=True)
         if isinstance(question, Refused):
             sets = self._table.serving(place.model)
             return (
                 self._explained(place, sets[0], question.code) if sets and question.code == "overloaded" else question
             )
         compared = question.live.selector.look(question)
-        if self._admission.must_wait(question):
+        if self._admission.must_wait(question, self._admission.class_of(question)):
             return self._explained(place, question.live, "queued", compared)
         choice = copy(question.live.selector).select(question)  # nobody's turn is used up
         if choice is None:

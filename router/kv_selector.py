@@ -43,16 +43,17 @@ class KvSelector:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._pool: _Pool | None = None
-        self._weights: tuple[bytes, Weights] = (b"", fleet.weights)
+        self._weights: tuple[bytes, Weights] | None = None  # as a card says, and what that means
 
     def select(self, question: Question) -> Choice:
         view = self.view(question)
         own = pick(view.costs, view.weights.router_temperature, self._fleet.rng)
-        wanted = self._wanted(question, view)
-        if wanted is None or self._fleet.policy is None:
+        policy = self._fleet.policy_for(question.live.worker_type)
+        scores = None if policy is None else policy.scores(_policy_request(question, view), view.candidates)
+        if policy is None or scores is None:
             return self._choice(question, view, own, "cost")
-        reason = "cost" if self._fleet.policy.is_shadow else "policy"
-        return self._choice(question, view, self._fleet.policy.settle(own, wanted), reason)
+        chosen = policy.settle(own, pick(scores, 0.0, self._fleet.rng))
+        return self._choice(question, view, chosen, "cost" if policy.is_shadow else "policy")
 
     def look(self, question: Question) -> list[Candidate]:
         view = self.view(question)
@@ -66,13 +67,6 @@ class KvSelector:
         return View(candidates, found, weights, -(-place.num_tokens // live.block_size))
 
     # ---- choosing
-
-    def _wanted(self, question: Question, view: View) -> int | None:
-        """What the operator's own policy wants, if there is one and it answers in time."""
-        if self._fleet.policy is None:
-            return None
-        scores = self._fleet.policy.scores(_policy_request(question, view), view.candidates)
-        return None if scores is None else pick(scores, 0.0, self._fleet.rng)
 
     def _choice(self, question: Question, view: View, at: int, reason: str) -> Choice:
         row, block_size = view.candidates, question.live.block_size
@@ -156,8 +150,8 @@ class KvSelector:
 
     def _set_weights(self, live: LiveSet) -> Weights:
         raw = bytes(live.leader.card.router_config)
-        if raw != self._weights[0]:
-            self._weights = raw, Weights.from_card(raw) or self._fleet.weights
+        if self._weights is None or raw != self._weights[0]:
+            self._weights = raw, Weights.from_card(raw) or self._fleet.weights_for(live.worker_type)
         return self._weights[1]
 
 

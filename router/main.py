@@ -48,7 +48,9 @@ def main() -> None:
 def load_config(argv: list[str]) -> RouterConfig:
     """Flags over variables over defaults; over all of them a line on stdin, if the flags ask for it."""
     config, _ = RouterConfig.load(argv, prog=PROG, description="Place requests on workers, for one or more frontends.")
-    return config.updated(sys.stdin.buffer.readline(MAX_CONFIG_LINE)) if config.config_stdin else config
+    if config.config_stdin:
+        config = config.updated(sys.stdin.buffer.readline(MAX_CONFIG_LINE))
+    return config.settled()
 
 
 async def run(config: RouterConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from dynamo.router.affinity import Advice, Condition, SessionAffinity
+from dynamo.router.affinity import Advice, Condition, SessionAffinity, Target
 from dynamo.router.fleet import Fleet
 from dynamo.router.overload import OverloadMonitor
 from dynamo.router.ranks import Rank
@@ -15,6 +15,7 @@ from dynamo.shared.messages import Place, Refused, RoutingHints
 from dynamo.shared.protocol import RoutingConstraints
 
 NO_HINTS = RoutingHints()
+SEPARATOR = "\n"  # no header has one
 Pool = tuple[LiveSet, Sequence[int]]  # a set and those of it that may be asked, never none
 OVERLOADED = "Service temporarily overloaded"  # the words of Dynamo, which clients may know
 
@@ -40,7 +41,8 @@ class Placing:
         self._weighs_cost = weighs_cost
         self.has_enough_workers = False
 
-    def question(self, place: Place, now: float) -> Question | Refused:
+    def question(self, place: Place, now: float, *, is_dry: bool = False) -> Question | Refused:
+        """With `is_dry` a look at a session does not count as its use."""
         sets = self._sets(place)
         if isinstance(sets, Refused):
             return sets
@@ -50,7 +52,7 @@ class Placing:
         free = self._not_overloaded(pools) if self._overload.is_watching else pools
         hints = place.hints
         if self._affinity is not None and hints is not None and hints.session_id:
-            found = self._by_session(self._affinity, place, pools, free, now)
+            found = self._by_session(self._affinity, place, pools, free, now, is_dry=is_dry)
             if found is not None:
                 return found
         if not free:
@@ -180,19 +182,25 @@ class Placing:
     # ---- by session
 
     def _by_session(
-        self, affinity: SessionAffinity, place: Place, pools: list[Pool], free: list[Pool], now: float
+        self,
+        affinity: SessionAffinity,
+        place: Place,
+        pools: list[Pool],
+        free: list[Pool],
+        now: float,
+        *,
+        is_dry: bool,
     ) -> Question | Refused | None:
         """None: the session is bound to nobody, or no longer."""
         assert place.hints is not None
-        session_id = place.hints.session_id
-        bound = affinity.bound(session_id, now)
+        session_id = session_key(pools[0][0].model, place.hints.session_id)
+        bound = affinity.peek(session_id, now) if is_dry else affinity.bound(session_id, now)
         if bound is None:
             return None
         home = next((pool for pool in free if bound.instance_id in pool[1]), None)
         is_there = home is not None or any(bound.instance_id in candidates for _live, candidates in pools)
         condition = Condition.FIT if home else Condition.OVERLOADED if is_there else Condition.UNUSABLE
-        cached = self._fleet.cached_blocks(bound.instance_id, bound.dp_rank, place.block_hashes, now)
-        match affinity.advise(session_id, condition, now, place.block_hashes, cached):
+        match self._advice(affinity, session_id, bound, condition, place, now, is_dry=is_dry):
             case Advice.WAIT:
                 return refused(place, "overloaded", "The worker that serves this session is overloaded.")
             case Advice.STAY if home is not None:
@@ -201,6 +209,27 @@ class Placing:
                 is_bound = affinity.is_hard or not self._weighs_cost
                 return Question(place, live, [bound.instance_id] if is_bound else candidates, now, rank)
         return None
+
+    def _advice(
+        self,
+        affinity: SessionAffinity,
+        session_id: str,
+        bound: Target,
+        condition: Condition,
+        place: Place,
+        now: float,
+        *,
+        is_dry: bool,
+    ) -> Advice:
+        if is_dry:
+            return Advice.STAY if condition is Condition.FIT else Advice.MOVE
+        cached = self._fleet.cached_blocks(bound.instance_id, bound.dp_rank, place.block_hashes, now)
+        return affinity.advise(session_id, condition, now, place.block_hashes, cached)
+
+
+def session_key(model: str, session_id: str) -> str:
+    """A session has a binding per model: one that uses two would otherwise move with each turn."""
+    return f"{model}{SEPARATOR}{session_id}"
 
 
 def _whose(place: Place) -> str:

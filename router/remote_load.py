@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from dynamo.router.affinity import SessionAffinity
 from dynamo.router.fleet import Fleet
 from dynamo.router.overload import OverloadMonitor
+from dynamo.router.placing import SEPARATOR, session_key
 from dynamo.router.replica_host import RemoteKey
 from dynamo.router.table import ModelTable
 from dynamo.shared.event_plane import EndpointScope
@@ -65,15 +68,22 @@ class RemoteLoad:
         self.has_new_thresholds = True
 
     def apply_binding(self, scope: EndpointScope, binding: AffinityBinding, now: float) -> None:
-        """Of workers that we know only: another would be moved away from at once."""
-        if self._affinity is not None and binding.worker_id in self._fleet.ranks:
-            self._affinity.apply_remote(binding, now)
+        """Of workers that we know only: another would be moved away from at once. The others know sessions by their own
+        ids, we know a binding per model."""
+        live = self._table.home_of(binding.worker_id)
+        if self._affinity is not None and live is not None:
+            self._affinity.apply_remote(replace(binding, session_id=session_key(live.model, binding.session_id)), now)
 
     def bindings(self, scope: EndpointScope) -> list[AffinityBinding]:
-        if self._affinity is None:
-            return []
-        return [binding for binding in self._affinity.snapshot() if self.scope_of(binding.worker_id) == scope]
+        """All of a scope, as the others know them."""
+        found = [] if self._affinity is None else self._affinity.snapshot()
+        return [as_told(binding) for binding in found if self.scope_of(binding.worker_id) == scope]
 
     def scope_of(self, instance_id: int) -> EndpointScope | None:
         live = self._table.home_of(instance_id)
         return None if live is None else live.scope
+
+
+def as_told(binding: AffinityBinding) -> AffinityBinding:
+    """By the session's own id."""
+    return replace(binding, session_id=binding.session_id.partition(SEPARATOR)[2])

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
@@ -17,6 +17,7 @@ from dynamo.router.intake import Intake
 from dynamo.router.local_acceptor import LOCAL_PEER
 from dynamo.router.metrics import RouterMetrics
 from dynamo.router.metrics_server import Health
+from dynamo.router.policy_config import ROLES
 from dynamo.router.replica_link import ReplicaLink
 from dynamo.shared.channel import RouterChannel
 from dynamo.shared.config import ConfigError
@@ -43,7 +44,7 @@ class RouterServer:
         self._core = Router(
             config.rules,
             random.Random(config.random_seed),
-            policy=_policy(config),
+            policies=_policies(config),
             on_decision=self._decisions.note if self._decisions is not None else None,
         )
         self._bind = config.bind
@@ -179,17 +180,29 @@ def _decision_log(config: RouterConfig) -> DecisionLog | None:
     return DecisionLog(Path(config.router_decision_log), int(config.router_decision_log_max_mb * MIB))
 
 
-def _policy(config: RouterConfig) -> PolicyRunner | None:
-    """Raises ConfigError for one that cannot be loaded."""
-    if config.router_policy is None:
-        return None
+def _policies(config: RouterConfig) -> dict[str, PolicyRunner]:
+    """The operator's own, by worker type. Raises ConfigError for one that cannot be loaded."""
+    wanted = {role: _wanted_policy(config, role) for role in ROLES}
+    own = {role: policy for role, policy in wanted.items() if policy is not None}
+    if not own:
+        return {}
     if config.mode != "kv":
-        raise ConfigError(f"--router-policy chooses among costs: it needs --router-mode kv, not {config.mode}")
+        raise ConfigError(f"a routing policy chooses among costs: it needs --router-mode kv, not {config.mode}")
     from dynamo.router.policies import PolicyRunner, load_policy  # with numpy
 
-    score = load_policy(config.router_policy)
     budget_ms, is_shadow = config.router_policy_budget_ms, config.router_policy_shadow
-    return PolicyRunner(score, budget_ms, is_shadow, clock=time.perf_counter, name=config.router_policy)
+    return {
+        role: PolicyRunner(load_policy(*policy), budget_ms, is_shadow, clock=time.perf_counter, name=policy[0])
+        for role, policy in own.items()
+    }
+
+
+def _wanted_policy(config: RouterConfig, role: str) -> tuple[str, dict[str, Any]] | None:
+    """Name and parameters."""
+    if config.router_policy is not None:
+        return config.router_policy, {}
+    selection = config.selection(role)
+    return None if selection is None or selection.is_built_in else (selection.type, selection.parameters)
 
 
 def _log_change(delta: TableDelta) -> None:

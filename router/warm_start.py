@@ -57,7 +57,7 @@ class WarmStart:
         except msgspec.MsgspecError as error:
             log.warning("not starting warm: the snapshot of %s is not one of this version: %s", snapshot.source, error)
             return {}
-        self._router.restore({each.cursor: each.blocks for each in state.ranks}, now)
+        self._router.workers.restore({each.cursor: each.blocks for each in state.ranks}, now)
         self.source, self.restored_age_s = snapshot.source, snapshot.age_s
         self.restored_blocks = sum(len(h.names) // 8 for each in state.ranks for h in each.blocks.holdings)
         log.info(
@@ -92,7 +92,7 @@ class WarmStart:
         that are delivered twice are recognised and events that are never delivered are not."""
         ranks = []
         for _slot, rank in list(self._router.fleet.ranks):
-            if (state := self._router.state_of(*rank)) is not None:
+            if (state := self._router.workers.state_of(*rank)) is not None:
                 ranks.append(RankState(*state))
             await asyncio.sleep(0)
         return await asyncio.to_thread(_encode, RouterState(ranks, positions))

@@ -198,6 +198,12 @@ class KvRouterOptions(Config):
         env="DYN_ROUTER_POLICY_CONFIG",
         help="YAML file with policy classes and their queues, and weights of the selection.",
     )
+    router_prefill_policy: str | None = option(
+        None, env="DYN_ROUTER_PREFILL_POLICY", help="Instance of the policy file that chooses prefill workers."
+    )
+    router_decode_policy: str | None = option(
+        None, env="DYN_ROUTER_DECODE_POLICY", help="Instance of the policy file that chooses decode workers."
+    )
     router_policy: str | None = option(
         None,
         env="DYN_ROUTER_POLICY",
@@ -270,12 +276,6 @@ class KvRouterOptions(Config):
     )
     router_tracking_key_id: str | None = option(
         None, env="DYN_ROUTER_TRACKING_KEY_ID", help="Without effect, as --router-tracking-hash."
-    )
-    router_prefill_policy: str | None = option(
-        None, env="DYN_ROUTER_PREFILL_POLICY", help="Without effect: there is one selection policy."
-    )
-    router_decode_policy: str | None = option(
-        None, env="DYN_ROUTER_DECODE_POLICY", help="Without effect: there is one selection policy."
     )
     router_prefill_load_model: str = option(
         "none",

@@ -35,7 +35,8 @@ from typing import Literal
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from dynamo.router.core import Router, Rules
+from dynamo.router.core import Router
+from dynamo.router.rules import Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put, key_of
 from dynamo.shared.hashing import sequence_hashes
 from dynamo.shared.kv_events import CLEARED, Change, KvEvent, LoadReport, Removed, RouterEvent, Stored, StoredBlock
@@ -209,7 +210,7 @@ class Scenario:
     def do_entry(self, words: list[str], _options: dict[str, str]) -> None:
         bucket, key, *value = words
         self.router.discover(BUCKETS[bucket], [Put(key, " ".join(value).encode())])
-        self.output += [f"malformed {entry}: {reason}" for entry, reason in self.router.malformed.items()]
+        self.output += [f"malformed {entry}: {reason}" for entry, reason in self.router.registrar.malformed.items()]
 
     def do_hello(self, words: list[str], options: dict[str, str]) -> None:
         pairs = [pair.split(":") for pair in options.get("active", "").split(",") if pair]

@@ -6,7 +6,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo.router.core import Router, Rules
+from dynamo.router.core import Router
+from dynamo.router.rules import Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
 from dynamo.shared.messages import ActiveRequest, Free, Goodbye, Heartbeat, Hello, Place, Placed, WorkerFailed
 from tests.router.scenario import card_value, instance_value
