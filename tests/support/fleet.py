@@ -159,6 +159,11 @@ class Metrics:
         """Over all label values that are not given; 0 where there is no such sample yet."""
         return int(sum(s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()))
 
+    def by_label(self, name: str, label: str) -> dict[str, int]:
+        """Value of that label -> total."""
+        values = {s.labels[label] for s in self._samples if s.name == name}
+        return {value: self.total(name, **{label: value}) for value in values}
+
 
 @contextmanager
 def fleet(directory: Path, *flags: str, num_workers: int = 1, mock_workers: int = 0) -> Iterator[Fleet]:
