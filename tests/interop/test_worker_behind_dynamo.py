@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +20,7 @@ from dynamo.worker import (
     register_llm,
 )
 from tests.interop.anchor import AnchorFrontend, Store
+from tests.interop.our_worker import our_worker
 from tests.support.waiting import until, wait_until
 
 MODEL = "mocked"
@@ -36,28 +33,10 @@ def frontend(store: Store) -> Iterator[AnchorFrontend]:
         yield frontend
 
 
-@contextmanager
-def our_worker(store: Store, *flags: str) -> Iterator[None]:
-    read_fd, write_fd = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dynamo.worker", store.flag, "--model-name", MODEL, "--ready-fd", str(write_fd), *flags],
-        env=os.environ | store.environment,
-        pass_fds=[write_fd],
-    )
-    os.close(write_fd)
-    try:
-        with os.fdopen(read_fd, "rb") as ready:
-            assert ready.read() == b"ready\n"
-        yield
-    finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 0
-
-
 @pytest.fixture(scope="module")
 def client(store: Store, frontend: AnchorFrontend) -> Iterator[OpenAI]:
     """Talks to the real frontend in front of one mocker of ours."""
-    with our_worker(store, "--speedup-ratio", "0", "--block-size", "16"):
+    with our_worker(store, MODEL, "--speedup-ratio=0", "--block-size=16"):
         wait_until(lambda: MODEL in frontend.models(), "our mocker's model")
         with OpenAI(base_url=f"{frontend.base_url}/v1", api_key="none", max_retries=0) as client:
             yield client
@@ -159,8 +138,6 @@ async def test_a_client_that_leaves_and_errors_that_arrive(
 
 
 def test_a_worker_that_left_is_asked_no_more(store: Store, frontend: AnchorFrontend) -> None:
-    with our_worker(
-        store, "--engine", "echo", "--model-name", "leaving", "--endpoint", "dyn://leaving.backend.generate"
-    ):
+    with our_worker(store, "leaving", "--engine=echo", "--endpoint=dyn://leaving.backend.generate"):
         wait_until(lambda: "leaving" in frontend.models(), "the model")
     wait_until(lambda: "leaving" not in frontend.models(), "the end of the model")
