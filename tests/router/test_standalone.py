@@ -115,8 +115,8 @@ async def test_gateways_place_by_themselves_while_the_router_is_away(deployment:
     worker, _ = deployment.workers
     held = [request for gateway in deployment.gateways for request in await deployment.hold(gateway, worker, 2)]
     deployment.router.kill()
+    wait_until(lambda: all("the router is gone" in gateway.log for gateway in deployment.gateways), "the loss")
     for gateway in deployment.gateways:
-        wait_until(lambda gateway=gateway: "the router is gone" in gateway.log, "the loss to be noticed")
         assert ask(gateway, SHORT_PROMPT)["reason"] == "local"
     deployment.router.start()
     await until(lambda: deployment.router.running() == {worker.instance_id: 4}, "what runs to be told again")
