@@ -7,7 +7,15 @@ from typing import Literal
 from dynamo.shared.kv_events import CLEARED, Change, Removed, Stored
 from dynamo.worker.held_blocks import MAX_BLOCKS_PER_EVENT
 
-TieredChange = tuple[str, Change | Literal["cleared"]]
+AnyChange = Change | Literal["cleared"]
+TieredChange = tuple[str, AnyChange]
+
+
+def num_blocks_of(change: AnyChange) -> int:
+    """A reset counts as one."""
+    if not isinstance(change, Change):
+        return 1
+    return len(change.stored.blocks) if change.stored else len(change.removed.block_hashes) if change.removed else 0
 
 
 class KvBatch:

@@ -13,7 +13,6 @@ from dynamo.shared.discovery import EVENT_SOURCES, DiscoveryError
 from dynamo.shared.event_plane import Scope
 from dynamo.shared.kv_events import (
     KV_EVENTS_TOPIC,
-    Change,
     EventSource,
     RecoveryAnswer,
     RecoveryQuery,
@@ -28,6 +27,7 @@ from dynamo.shared.request_plane.codec import BARE_CODECS
 from dynamo.shared.runtime import Endpoint, RuntimeClosed
 from dynamo.worker.engine_blocks import BlockHasher, EngineRemoved, EngineStored, unsigned
 from dynamo.worker.engine_translator import EngineTranslator
+from dynamo.worker.kv_batch import num_blocks_of
 from dynamo.worker.kv_outbox import KvOutbox
 from dynamo.worker.zmq_relay import EngineRelay
 
@@ -254,16 +254,9 @@ def _messages(events: Iterable[RouterEvent]) -> Iterator[list[RouterEvent]]:
     num_blocks = 0
     for event in events:
         message.append(event)
-        num_blocks += _num_blocks(event)
+        num_blocks += num_blocks_of(event.event.data)
         if num_blocks >= MAX_BLOCKS_PER_MESSAGE:
             yield message
             message, num_blocks = [], 0
     if message:
         yield message
-
-
-def _num_blocks(event: RouterEvent) -> int:
-    data = event.event.data
-    if not isinstance(data, Change):
-        return 1
-    return len(data.stored.blocks) if data.stored else len(data.removed.block_hashes) if data.removed else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from dynamo.shared.kv_events import (
     CLEARED,
@@ -21,8 +20,10 @@ from dynamo.shared.kv_events import (
     TreeDump,
 )
 from dynamo.worker.held_blocks import HeldBlocks
+from dynamo.worker.kv_batch import AnyChange, num_blocks_of
 
-NUM_BUFFERED_EVENTS = 1024  # as 1.6.1 keeps
+MAX_RECENT_EVENTS = 1024  # as 1.6.1 keeps
+MAX_RECENT_BLOCKS = 1 << 16  # that these may name, so that many long prompts do not fill the memory
 MAX_HELD_BLOCKS = 1 << 19  # which an answer of 32 MiB, the frame limit, can just tell
 RECOVERY = "recovery"
 RESIDENCY_DOMAIN = "worker"  # the blocks are this worker's own, not those of a shared cache
@@ -39,7 +40,8 @@ class LocalIndexer:
         self.last_event_id = 0
         self._worker_id = 0
         self._held = HeldBlocks(max_blocks)
-        self._recent: deque[RouterEvent] = deque(maxlen=NUM_BUFFERED_EVENTS)
+        self._recent: deque[RouterEvent] = deque()
+        self._num_recent_blocks = 0
 
     def __len__(self) -> int:
         """Blocks held, those of all tiers together."""
@@ -55,7 +57,7 @@ class LocalIndexer:
         for event in self._recent:
             event.worker_id = worker_id
 
-    def apply(self, tier: str, change: Change | Literal["cleared"]) -> RouterEvent | None:
+    def apply(self, tier: str, change: AnyChange) -> RouterEvent | None:
         """The event to tell routers, if there is anything to tell: a removed block may have been stored twice."""
         if not isinstance(change, Change):
             self._held.clear()
@@ -67,13 +69,19 @@ class LocalIndexer:
         gone = self._held.release(tier, change.removed.block_hashes)
         return self._record(tier, Change(removed=Removed(gone))) if gone else None
 
-    def _record(self, tier: str, data: Change | Literal["cleared"]) -> RouterEvent:
+    def _record(self, tier: str, data: AnyChange) -> RouterEvent:
         self.last_event_id += 1
         event = self._event(tier, self.last_event_id, data)
-        self._recent.append(event)
+        self._remember(event)
         return event
 
-    def _event(self, tier: str, event_id: int, data: Change | Literal["cleared"]) -> RouterEvent:
+    def _remember(self, event: RouterEvent) -> None:
+        self._recent.append(event)
+        self._num_recent_blocks += num_blocks_of(event.event.data)
+        while len(self._recent) > MAX_RECENT_EVENTS or self._num_recent_blocks > MAX_RECENT_BLOCKS:
+            self._num_recent_blocks -= num_blocks_of(self._recent.popleft().event.data)
+
+    def _event(self, tier: str, event_id: int, data: AnyChange) -> RouterEvent:
         return RouterEvent(self._worker_id, KvEvent(event_id, data, self.dp_rank), tier, RESIDENCY_DOMAIN)
 
     def prepare_answer(self, query: RecoveryQuery) -> Callable[[], RecoveryAnswer]:
