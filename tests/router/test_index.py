@@ -275,9 +275,11 @@ def test_a_hole_is_forgotten_with_the_last_block_after_it(index: PrefixIndex) ->
     assert (index.num_holes, index.num_blocks, index.num_holdings) == (0, 2, 2)
 
 
-def test_a_block_with_two_names_stays_until_both_are_gone(index: PrefixIndex) -> None:
+def test_a_block_with_several_names_stays_until_all_are_gone(index: PrefixIndex) -> None:
     index.store(1, DEVICE, 201, [302], [2])
+    index.store(1, DEVICE, 201, [402], [2])
     index.remove(1, DEVICE, [202])
+    index.remove(1, DEVICE, [402])
     assert found(index, PROMPT).device == [(0b11, 2), (0b01, 4)]
     index.remove(1, DEVICE, [302])
     assert found(index, PROMPT).device == [(0b11, 1), (0b01, 4)]
@@ -338,12 +340,21 @@ def test_a_lower_tier_may_repeat_what_the_device_has(index: PrefixIndex) -> None
 
 
 def test_below_the_device_blocks_wait_for_their_parent(index: PrefixIndex) -> None:
-    index.remove(0, DEVICE, [104, 103])
+    index.remove(0, DEVICE, [104, 103, 102])
     index.store(0, HOST, 103, [104], [4])
-    assert found(index, PROMPT).host == {}
-    assert index.num_orphans == 1
+    index.store(0, DISK, 102, [103], [3])
+    assert found(index, PROMPT)[1:] == ({}, {}, {})
+    assert index.num_orphans == 2
+    index.store(0, HOST, 101, [102], [2])
+    assert found(index, PROMPT)[1:] == ({0: 1}, {0: 1}, {})
+    assert index.num_orphans == 0
     index.store(0, HOST, 102, [103], [3])
-    assert found(index, PROMPT).host == {0: 2}
+    assert found(index, PROMPT).host == {0: 3}
+
+
+def test_a_block_found_otherwise_waits_no_longer(index: PrefixIndex) -> None:
+    index.store(0, HOST, 909, [105], [6])
+    index.store(0, HOST, 104, [105], [5])
     assert index.num_orphans == 0
 
 
