@@ -85,11 +85,6 @@ class Fleet(Gateway):
 
     # ---- processes
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def wait(self) -> int:
         """The exit status of the supervisor."""
         assert self._process is not None

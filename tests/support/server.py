@@ -76,6 +76,11 @@ class Server(ABC):
             time.sleep(0.02)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
