@@ -6,10 +6,10 @@ own. What the other choice would have changed later (other caches, other loads) 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from dynamo.router.cost import Candidates, Ints, costs, pick
 from dynamo.router.decisions import Decision, Row, UnreadableLog, read
-from dynamo.router.policies import PolicyRequest, PolicyRunner, load_policy
+from dynamo.router.policies import PolicyRequest, PolicyRunner, Score, load_policy
 from dynamo.router.weights import Weights
 from dynamo.shared.config import ConfigError, option
 from dynamo.shared.kv_router_options import KvRouterOptions
@@ -65,6 +65,7 @@ class Comparison(Struct):
     prompt_blocks: int = 0
     logged: Tally = msgspec.field(default_factory=Tally)
     replayed: Tally = msgspec.field(default_factory=Tally)
+    policy_outcomes: dict[str, int] = {}
 
     def as_dict(self) -> dict[str, object]:
         def told(tally: Tally) -> dict[str, float]:
@@ -80,6 +81,7 @@ class Comparison(Struct):
             "agreement": self.num_agreed / max(1, self.num_decisions),
             "logged": told(self.logged),
             "replayed": told(self.replayed),
+            "policy": self.policy_outcomes,
         }
 
 
@@ -108,14 +110,24 @@ def by_weights(weights: Weights, rng: random.Random) -> Pick:
     return choose
 
 
-def by_policy(policy: PolicyRunner, otherwise: Pick, rng: random.Random) -> Pick:
-    """Where the policy fails, as live: the built-in selection."""
+class PolicyPick:
+    """Where the policy fails, as live: the built-in selection. Its time budget is not enforced, for this machine is not
+    the router's."""
 
-    def choose(decision: Decision) -> int:
-        scores = policy.scores(_request(decision), as_candidates(decision.candidates))
-        return otherwise(decision) if scores is None else pick(scores, 0.0, rng)
+    def __init__(self, score: Score, name: str, otherwise: Pick, rng: random.Random) -> None:
+        self._runner = PolicyRunner(score, math.inf, clock=lambda: self._now, name=name)
+        self._otherwise = otherwise
+        self._rng = rng
+        self._now = 0.0  # when the decision at hand was taken
 
-    return choose
+    def __call__(self, decision: Decision) -> int:
+        self._now = decision.at
+        scores = self._runner.scores(_request(decision), as_candidates(decision.candidates))
+        return self._otherwise(decision) if scores is None else pick(scores, 0.0, self._rng)
+
+    def take_outcomes(self) -> dict[str, int]:
+        """How often it was used, and how often and why not."""
+        return self._runner.take_outcomes()
 
 
 def as_candidates(rows: list[Row]) -> Candidates:
@@ -169,12 +181,13 @@ def main(argv: list[str]) -> None:
 
 def run(path: Path, config: ReplayConfig) -> Comparison:
     rng = random.Random(config.random_seed)
-    choose = by_weights(Weights.from_options(config), rng)
-    if config.router_policy is not None:
-        score = load_policy(config.router_policy)
-        runner = PolicyRunner(score, config.router_policy_budget_ms, clock=time.perf_counter, name=config.router_policy)
-        choose = by_policy(runner, choose, rng)
-    return replay(read(path), choose)
+    built_in = by_weights(Weights.from_options(config), rng)
+    if config.router_policy is None:
+        return replay(read(path), built_in)
+    policy = PolicyPick(load_policy(config.router_policy), config.router_policy, built_in, rng)
+    found = replay(read(path), policy)
+    found.policy_outcomes = policy.take_outcomes()
+    return found
 
 
 def report(found: Comparison, as_json: bool) -> None:
@@ -187,3 +200,5 @@ def report(found: Comparison, as_json: bool) -> None:
     for name, tally in (("logged", found.logged), ("replayed", found.replayed)):
         share = tally.cached_blocks / max(1, found.prompt_blocks)
         print(f"{name:10} {share:>12.1%} {tally.load_spread:>12.3f} {tally.num_ranks_used:>12}")
+    if found.policy_outcomes:
+        print("policy:", ", ".join(f"{count} {outcome}" for outcome, count in found.policy_outcomes.items()))

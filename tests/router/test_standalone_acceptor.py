@@ -14,7 +14,7 @@ from dynamo.router.local_acceptor import LOCAL_PEER, GivenUp, LocalAcceptor, Not
 from dynamo.router.rules import Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Put
 from dynamo.shared.messages import AcceptorMessage, Place
-from tests.router.scenario import card_value, instance_value
+from tests.router.registrations import card_value, instance_value
 from tests.support.waiting import until
 
 ENDPOINT = "ns/backend/generate"
