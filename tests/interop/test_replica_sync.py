@@ -8,14 +8,14 @@ import re
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from dynamo.router.replica_link import ReplicaLink
 from dynamo.router.replicas import ReplicaSync
@@ -29,6 +29,7 @@ from dynamo.shared.nats_config import NatsConfig
 from dynamo.shared.replica_events import AffinityBinding, RunningRequest
 from tests.interop.anchor import AnchorFrontend, Mocker, Store, file_store
 from tests.router.replica_network import Host
+from tests.support.kv_gateway import KvGateway, Rank, prompt_of
 from tests.support.nats import NatsServer
 from tests.support.waiting import until, wait_until
 
@@ -44,6 +45,7 @@ PROMPT = list(range(1000, 1000 + 3 * BLOCK_SIZE + 5))
 class Fleet:
     """Two real workers and a real frontend."""
 
+    store: Store
     directory: Path
     event_plane: str
     nats: NatsServer
@@ -82,7 +84,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         )
         stack.enter_context(frontend)
         wait_until(lambda: frontend.models() == {MODEL}, "the model")
-        yield Fleet(directory, request.param, nats, frontend)
+        yield Fleet(store, directory, request.param, nats, frontend)
 
 
 class OurRouter:
@@ -212,3 +214,42 @@ async def test_sessions_are_bound_at_both(fleet: Fleet) -> None:
             assert await asyncio.to_thread(fleet.complete, [8500] * 40, headers) == worker_id
         ours.free("ballast")
         await load_becomes(fleet, ours.workers[0], 0, 0)
+
+
+# ---- a whole gateway
+
+
+@contextmanager
+def held(base_url: str, prompt: list[int], worker_id: int | None = None) -> Iterator[None]:
+    """A request that runs as long as the block."""
+    pin = {} if worker_id is None else {"nvext": {"backend_instance_id": worker_id}}
+    with OpenAI(base_url=f"{base_url}/v1", api_key="unused", max_retries=0) as client:
+        stream = client.completions.create(model=MODEL, prompt=prompt, max_tokens=LONG, stream=True, extra_body=pin)
+        with stream:
+            next(iter(stream))
+            yield
+
+
+def test_a_gateway_and_a_real_frontend_see_each_others_load(fleet: Fleet) -> None:
+    with KvGateway(
+        fleet.store.flag, "--router-replica-sync", model=MODEL, environment=fleet.store.environment
+    ) as gateway:
+        gateway.wait_until_it_has(2)
+        with held(fleet.frontend.base_url, prompt_of(1, 100 * BLOCK_SIZE)):
+            wait_until(lambda: sorted(loads(gateway).values()) == [0, 100], "the real one's request at ours")
+            [idle] = [rank for rank, num_blocks in loads(gateway).items() if not num_blocks]
+            assert {gateway.route(prompt_of(2 + i, 20)).rank for i in range(5)} == {idle}
+        wait_until(lambda: not any(loads(gateway).values()), "its end at ours")
+        loaded, idle = gateway.ranks()
+        with held(gateway.base_url, prompt_of(20, 100 * BLOCK_SIZE), loaded.worker_id):
+            wait_until(
+                lambda: fleet.active("decode_blocks").get(loaded.worker_id) == 100, "our request at the real one"
+            )
+            assert {fleet.complete(prompt_of(30 + i, 20)) for i in range(5)} == {idle.worker_id}
+        wait_until(lambda: not fleet.active("decode_blocks")[loaded.worker_id], "its end at the real one")
+        assert gateway.complaints == []
+
+
+def loads(gateway: KvGateway) -> dict[Rank, int]:
+    """Active blocks by rank, as the gateway compares them."""
+    return {rank: int(one["load"]["decode_blocks"]) for rank, one in gateway.candidates([1, 2, 3]).items()}
