@@ -332,6 +332,13 @@ def test_lower_tiers_go_on_where_the_tiers_above_end(index: PrefixIndex) -> None
     assert found(index, [1, 2, 3, 4, 5, 6])[1:] == ({2: 1}, {0: 1}, {})
 
 
+def test_ranks_go_on_below_from_where_each_device_ends(index: PrefixIndex) -> None:
+    index.store(1, HOST, 202, [203, 204, 205, 206], [3, 4, 5, 6])
+    index.store(0, HOST, 104, [105], [5])
+    index.store(2, HOST, None, [301, 302, 303], [1, 2, 3])
+    assert found(index, [1, 2, 3, 4, 5, 6]).host == {0: 1, 1: 4, 2: 3}
+
+
 def test_a_lower_tier_may_repeat_what_the_device_has(index: PrefixIndex) -> None:
     index.store(0, HOST, None, [101, 102, 103, 104], PROMPT)
     assert found(index, PROMPT) == ([(0b11, 2), (0b01, 4)], {}, {}, {})

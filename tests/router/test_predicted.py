@@ -111,6 +111,15 @@ def test_a_placement_is_believed_for_its_time_and_again_when_repeated() -> None:
     assert (predicted.num_blocks, predicted.num_expired) == (0, 4)
 
 
+def test_the_prompt_that_was_not_placed_again_goes_first() -> None:
+    predicted = PredictedIndex(TTL_S, policy="lru")
+    predicted.set_capacity(0, 4)
+    for turn, tokens in enumerate(([1, 1], [2, 2], [1, 1], [3])):
+        predicted.insert(0, prompt_of(tokens), float(turn))
+    assert predicted.match(prompt_of([1, 1]), ALL_SLOTS, 4.0) == [(0b1, 2)]
+    assert predicted.match(prompt_of([2, 2]), ALL_SLOTS, 4.0) == [(0b1, 1)]
+
+
 def test_a_capacity_that_shrinks_holds_at_once() -> None:
     predicted = PredictedIndex(TTL_S, policy="lru")
     prompt = prompt_of([1, 2, 3, 4])
