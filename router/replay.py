@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from dynamo.router.cost import Candidates, Ints, costs, pick
+from dynamo.router.cost import Candidates, Floats, Ints, costs, pick
 from dynamo.router.decisions import Decision, Row, UnreadableLog, read
 from dynamo.router.policies import PolicyRequest, PolicyRunner, Score, load_policy
 from dynamo.router.weights import Weights
@@ -27,7 +27,8 @@ from dynamo.shared.config import ConfigError, option
 from dynamo.shared.kv_router_options import KvRouterOptions
 
 PROG = "dynamo-router replay"
-Pick = Callable[[Decision], int]  # the row that is chosen
+Pick = Callable[[Decision, int], int]
+"""(decision, the row that was chosen) -> the row that is chosen now"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +90,33 @@ def replay(decisions: Iterable[Decision], choose: Pick) -> Comparison:
     """Pins and sessions were constraints, not choices: they are left out."""
     found = Comparison()
     for decision in decisions:
-        taken = next((row for row in decision.candidates if _is_chosen(decision, row)), None)
+        rows = decision.candidates
+        taken = next((at for at, row in enumerate(rows) if _is_chosen(decision, row)), None)
         if taken is None or decision.reason in ("pinned", "affinity"):
             found.num_skipped += 1
             continue
-        other = decision.candidates[choose(decision)]
+        other = choose(decision, taken)
         found.num_decisions += 1
-        found.num_agreed += other is taken
+        found.num_agreed += other == taken
         found.prompt_blocks += -(-decision.num_tokens // decision.block_size)
-        found.logged.add(taken, decision.candidates)
-        found.replayed.add(other, decision.candidates)
+        found.logged.add(rows[taken], rows)
+        found.replayed.add(rows[other], rows)
     return found
 
 
 def by_weights(weights: Weights, rng: random.Random) -> Pick:
-    def choose(decision: Decision) -> int:
+    def choose(decision: Decision, taken: int) -> int:
         found = costs(as_candidates(decision.candidates), decision.num_tokens, decision.block_size, weights)
-        return pick(found, weights.router_temperature, rng)
+        if weights.router_temperature > 0:
+            return pick(found, weights.router_temperature, rng)
+        return _lowest(found, taken, rng)
 
     return choose
+
+
+def _lowest(scores: Floats, taken: int, rng: random.Random) -> int:
+    """Of equals the one that was chosen: another draw would be no other decision."""
+    return taken if scores[taken] == scores.min() else pick(scores, 0.0, rng)
 
 
 class PolicyPick:
@@ -120,10 +129,10 @@ class PolicyPick:
         self._rng = rng
         self._now = 0.0  # when the decision at hand was taken
 
-    def __call__(self, decision: Decision) -> int:
+    def __call__(self, decision: Decision, taken: int) -> int:
         self._now = decision.at
         scores = self._runner.scores(_request(decision), as_candidates(decision.candidates))
-        return self._otherwise(decision) if scores is None else pick(scores, 0.0, self._rng)
+        return self._otherwise(decision, taken) if scores is None else _lowest(scores, taken, self._rng)
 
     def take_outcomes(self) -> dict[str, int]:
         """How often it was used, and how often and why not."""

@@ -9,7 +9,7 @@ from dynamo.router.core import Router
 from dynamo.router.decisions import DecisionLog
 from dynamo.router.rules import Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Put
-from dynamo.shared.messages import Free, Hello, Place, Placed, RoutingHints
+from dynamo.shared.messages import Free, Hello, Place, Placed, PrefillCompleted, RoutingHints
 from tests.router.prompts import packed_hashes
 from tests.router.registrations import BLOCK_SIZE, card_value, instance_value
 
@@ -43,5 +43,10 @@ class LoggedRouter:
         assert isinstance(answer, Placed)
         return answer.instance_id
 
-    def free_all(self) -> None:
-        self._core.receive(PEER, [Free(number) for number in range(1, self._serial + 1)], 2.0)
+    def complete_prefill(self) -> None:
+        """Of the last request."""
+        self._core.receive(PEER, [PrefillCompleted(self._serial)], 1.0)
+
+    def free(self) -> None:
+        """The last request."""
+        self._core.receive(PEER, [Free(self._serial)], 1.0)

@@ -53,12 +53,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(path: Path) -> Path:
-    """A long prompt goes to worker 1, and short ones follow."""
+    """A long prompt is being answered by worker 1, and others come and go."""
     router = LoggedRouter(path)
     router.place("a.b.c.d.e.f", worker=1)
+    router.complete_prefill()
     for prompt in ("a.b.c.d.e.f.g", "a.b.c.d.e.f.h", "a.b.c.d.e.f.i", "q.r", "q.r.s"):
-        router.free_all()
         router.place(prompt)
+        router.free()
     router.log.close()
     return path
 
@@ -109,6 +110,12 @@ def test_other_weights_decide_otherwise(weights: Weights, chosen: Row) -> None:
     assert found.replayed.cached_blocks == chosen.device_blocks + chosen.host_blocks
 
 
+def test_of_equals_the_one_that_was_chosen_is_chosen_again() -> None:
+    rows = [Row(worker, new_blocks=6) for worker in range(9)]
+    decisions = [decision(row, candidates=rows) for row in rows]
+    assert replay(decisions, by_weights(Weights(), random.Random(0))).num_agreed == 9
+
+
 def test_what_was_no_choice_is_left_out() -> None:
     decisions = [
         decision(reason="pinned"),
@@ -156,7 +163,7 @@ def test_json_for_programs(log: Path) -> None:
 
 
 def test_flags_are_those_of_the_router(log: Path) -> None:
-    told = as_json(log, "--router-kv-overlap-score-credit=0")
+    told = as_json(log, "--router-kv-overlap-score-credit=0", "--router-decode-active-request-weight=1")
     assert told["agreement"] < 1
     assert told["replayed"]["cached_share"] < told["logged"]["cached_share"]
 
