@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -133,17 +131,9 @@ def test_a_router_that_starts_late_asks_for_what_is_there(workers: Workers, gate
 def test_a_killed_router_comes_back_with_all_it_knew(workers: Workers) -> None:
     with workers.gateway() as gateway:
         prompts = compute_everywhere(gateway)
-        kill_router(gateway)
+        wait_until(gateway.kill_router(), "another router")
         wait_until_all_held(gateway, prompts)
         assert_all_match(gateway, prompts)
-
-
-def kill_router(gateway: KvGateway) -> None:
-    """Returns when its successor serves."""
-    victim = gateway.pid_of("router")
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: gateway.pid_of("router") != victim, "another router")
-    wait_until(lambda: (gateway.get("/health") or {}).get("router") == "connected", "its acceptor")
 
 
 def wait_for_another(file: Path) -> None:
@@ -165,7 +155,7 @@ def test_a_snapshot_makes_a_router_warm_without_asking_anybody(tmp_path: Path) -
             wait_for_another(snapshot)
         for mocker in workers.mockers:
             stack.enter_context(paused(mocker.pid))
-        kill_router(gateway)
+        wait_until(gateway.kill_router(), "another router")
         assert {rank: gateway.held_blocks(prompt) for rank, prompt in prompts.items()} == before
         stack.close()
         assert_all_match(gateway, prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 import httptools
@@ -14,11 +15,12 @@ from tests.support.waiting import PATIENCE_S
 class Completion(asyncio.Protocol):
     """One request on a connection of its own. `begun` with the first text, `ended` with the connection or the answer.
 
-    The worker answers with the prompt, so an answer is whole if it has every token of it, not one more or less.
+    A held worker answers with the prompt, so its answer is whole if it has every token of it, not one more or less.
     """
 
-    def __init__(self, prompt: str, **fields: Any) -> None:
+    def __init__(self, prompt: str | list[int], headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         self.prompt = prompt
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
         self.is_stream = bool(fields.get("stream"))
         self._body = json.dumps({"prompt": prompt, **fields}).encode()
         self._parser = httptools.HttpResponseParser(self)
@@ -83,7 +85,9 @@ class Completion(asyncio.Protocol):
         self.local_port = transport.get_extra_info("sockname")[1]
         self._transport.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\n\r\n" % len(self._body) + self._body
+            + self._headers
+            + b"content-length: %d\r\n\r\n" % len(self._body)
+            + self._body
         )
 
     def data_received(self, data: bytes) -> None:
@@ -126,9 +130,12 @@ class Completion(asyncio.Protocol):
         self.begun.set()
 
 
-async def complete(address: tuple[str, int], prompt: str, **fields: Any) -> Completion:
+async def complete(
+    address: tuple[str, int], prompt: str | list[int], headers: Mapping[str, str] | None = None, **fields: Any
+) -> Completion:
     """Send it; returns before the answer."""
-    _, completion = await asyncio.get_running_loop().create_connection(lambda: Completion(prompt, **fields), *address)
+    loop = asyncio.get_running_loop()
+    _, completion = await loop.create_connection(lambda: Completion(prompt, headers, **fields), *address)
     return completion
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from tests.support.fleet import Fleet
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 TRACKED = ("dynamo_router_active_requests", "dynamo_router_active_prefill_tokens", "dynamo_router_active_blocks")
+FOUND = "the router answers"  # an acceptor says so each time
 COMPLAINTS = ("Traceback", " ERROR ")
 
 
@@ -87,6 +90,12 @@ class KvGateway(Fleet):
 
     def wait_until_it_has(self, num_ranks: int) -> None:
         wait_until(lambda: len(self.ranks()) == num_ranks, f"{num_ranks} ranks")
+
+    def kill_router(self) -> Callable[[], bool]:
+        """What is returned tells whether every acceptor has found the next one."""
+        found = self.log.count(FOUND) + len(self.acceptors())
+        os.kill(self.pid_of("router"), signal.SIGKILL)
+        return lambda: self.log.count(FOUND) >= found
 
     def call(self, method: str, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Any:
         """Over a connection of its own, so by any acceptor. Raises Refusal."""
