@@ -131,10 +131,16 @@ def _acceptor(config: FrontendConfig, run_dir: RunDir, index: int, listen_fd: in
 
 
 def _router(config: FrontendConfig, run_dir: RunDir, environ: dict[str, str]) -> Child:
-    own: dict[str, Any] = {"bind": run_dir.router_endpoint, "endpoint": None, "metrics_port": None}
+    own: dict[str, Any] = {
+        "bind": run_dir.router_endpoint,
+        "endpoint": None,
+        "metrics_port": None,
+        "replica": run_dir.replica,
+    }
     names = (
         "discovery_backend",
         "event_plane",
+        "metrics_prefix",
         "tcp_response_stream_host",
         "router_mode",
         *KvRouterOptions.options(),

@@ -79,6 +79,11 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         help="Port for HTTP GET of /metrics and /health; 0 takes a free one and logs it, unset listens nowhere.",
     )
     metrics_host: str = option("0.0.0.0", env="DYN_ROUTER_METRICS_HOST", help="Address for that port, IPv4 or IPv6.")
+    metrics_prefix: str = option(
+        "dynamo_frontend",
+        env="DYN_METRICS_PREFIX",
+        help="First part of the names of those metrics that are a frontend's in Dynamo.",
+    )
     acceptor_expiry_s: float = option(
         10,
         env="DYN_ROUTER_ACCEPTOR_EXPIRY_SECS",
@@ -106,6 +111,7 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
     config_stdin: bool = option(
         False, help="Read one line of JSON with these options from stdin, and stop when stdin ends."
     )
+    replica: str | None = option(None, help="Tells its metrics from those of other replicas; unset draws a name.")
     ready_fd: int | None = option(None, help="Descriptor to write 'ready' to when the router answers.")
 
     def __post_init__(self) -> None:
