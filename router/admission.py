@@ -95,7 +95,8 @@ class Admission:
             fleet.sequences.prefill_tokens[slot]
             > policy_class.busy_above(fleet.ranks.facts(slot).max_num_batched_tokens)
             for instance_id in question.candidates
-            for slot in fleet.ranks.slots_of(instance_id).values()
+            for dp_rank, slot in fleet.ranks.slots_of(instance_id).items()
+            if question.dp_rank in (None, dp_rank)
         )
 
     def _cached_tokens(self, question: Question) -> int:
@@ -109,4 +110,4 @@ def _pin(question: Question) -> tuple[int, int | None] | None:
     if place.instance_id is not None:
         return place.instance_id, place.dp_rank
     is_bound = question.favoured is not None and len(question.candidates) == 1
-    return (question.candidates[0], None) if is_bound else None
+    return (question.candidates[0], question.dp_rank) if is_bound else None

@@ -106,9 +106,9 @@ class KvSelector:
         )
 
     def _pool_of(self, question: Question) -> _Pool:
-        pool, place = self._pool, question.place
-        if pool is None or pool.workers is not question.candidates or pool.dp_rank != place.dp_rank:
-            pool = self._pool = self._make_pool(question.candidates, place.dp_rank)
+        pool, dp_rank = self._pool, question.dp_rank
+        if pool is None or pool.workers is not question.candidates or pool.dp_rank != dp_rank:
+            pool = self._pool = self._make_pool(question.candidates, dp_rank)
         return pool
 
     def _make_pool(self, workers: Sequence[int], dp_rank: int | None) -> _Pool:

@@ -58,7 +58,7 @@ class Placing:
         if not free:
             return refused(place, "overloaded", OVERLOADED)
         live, candidates = free[0] if len(free) == 1 else self._rng.choices(free, [len(ids) for _live, ids in free])[0]
-        return Question(place, live, candidates, now)
+        return Question(place, live, candidates, now, dp_rank=place.dp_rank)
 
     def verdicts(self, place: Place, live: LiveSet) -> dict[int, str]:
         """For every member why it may not be asked, or that it may."""
@@ -204,11 +204,20 @@ class Placing:
             case Advice.WAIT:
                 return refused(place, "overloaded", "The worker that serves this session is overloaded.")
             case Advice.STAY if home is not None:
-                live, candidates = home
-                rank = Rank(bound.instance_id, bound.dp_rank or 0)
-                is_bound = affinity.is_hard or not self._weighs_cost
-                return Question(place, live, [bound.instance_id] if is_bound else candidates, now, rank)
+                return self._at_home(place, *home, bound, now, is_bound=affinity.is_hard or not self._weighs_cost)
         return None
+
+    def _at_home(
+        self, place: Place, live: LiveSet, candidates: Sequence[int], bound: Target, now: float, *, is_bound: bool
+    ) -> Question:
+        """`is_bound`: the session's worker must serve it, and of its ranks, if there are several, the one whose cache
+        the session has filled."""
+        rank = Rank(bound.instance_id, bound.dp_rank or 0)
+        if not is_bound:
+            return Question(place, live, candidates, now, rank, place.dp_rank)
+        is_known = self._fleet.ranks.slot_of(*rank) is not None
+        dp_rank = bound.dp_rank if place.dp_rank is None and is_known else place.dp_rank
+        return Question(place, live, [bound.instance_id], now, rank, dp_rank)
 
     def _advice(
         self,

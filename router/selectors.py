@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 class Question(Struct, frozen=True):
     """One placement to decide: on which of `candidates` (instance ids, never none) of `live`? `favoured` is where the
-    request's session was served before, if that may be weighed against load."""
+    request's session was served before, which may be weighed against load. With `dp_rank` no other rank will do."""
 
     place: Place
     live: LiveSet
     candidates: Sequence[int]
     now: float
     favoured: Rank | None = None
+    dp_rank: int | None = None
 
     @property
     def wants_receipt(self) -> bool:
