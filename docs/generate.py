@@ -23,7 +23,7 @@ PROGRAMS: list[tuple[str, str, type[Config]]] = [
     (
         "dynamo-frontend",
         "The gateway: `python -m dynamo.frontend` is the same. Options from `--kv-cache-block-size` on are those of\n"
-        "KV-aware routing: read and checked, but without effect in this version. Start-up names those that are set.",
+        "[routing](routing.md). Start-up names those that are set and have no effect.",
         FrontendConfig,
     ),
     ("dynamo-router", "The router alone: `python -m dynamo.router` is the same.", RouterConfig),

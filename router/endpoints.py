@@ -132,8 +132,9 @@ class RouterEndpoints:
     def __init__(self, config: RouterConfig, core: Router, local: LocalAcceptor, engine: EngineClient) -> None:
         assert config.endpoint is not None
         self._core = core
-        self._endpoint = config.endpoint.replace(".", "/")
-        self._namespace = config.namespace or config.endpoint.partition(".")[0]
+        namespace, component, name = config.endpoint.split(".")
+        self._namespace = config.namespace or namespace  # as in 1.6.1, for the workers too
+        self._endpoint = f"{self._namespace}/{component}/{name}"
         self._block_size = config.router_block_size or DEFAULT_BLOCK_SIZE
         self._loop = asyncio.get_running_loop()
         self._forwarder = Forwarder(
