@@ -22,8 +22,6 @@ from dynamo.router.prefix_tree import Prefixes, PrefixTree, deepest, ends, pack,
 from dynamo.shared.hashing import sequence_hashes
 from dynamo.shared.kv_events import CLEARED, TIERS, RouterEvent
 
-__all__ = ["Matches", "PrefixIndex", "deepest"]
-
 DEVICE, HOST, DISK, EXTERNAL = TIERS
 
 
@@ -143,10 +141,13 @@ class PrefixIndex:
 
     # ---- what routing asks
 
-    def match(self, block_hashes: bytes, candidates: int) -> Matches:
-        """What ranks in the mask `candidates` hold of a prompt, given as packed u64 LE sequence hashes."""
+    def match(self, block_hashes: bytes, candidates: int, predicted: Prefixes | None = None) -> Matches:
+        """What ranks in the mask `candidates` hold of a prompt, given as packed u64 LE sequence hashes. On their
+        devices they are believed to have what is `predicted`, too; the lower tiers go on from there."""
         prompt = unpack(block_hashes)
         device = self._holes.end_before(self._tree.prefixes(prompt, candidates), prompt)
+        if predicted:
+            device = deepest(device, predicted)
         if below := candidates & self._ranks_with_lower:
             return Matches(device, *self._continue_below(device, prompt, below))
         return Matches(device, {}, {}, {})

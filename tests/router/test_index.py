@@ -380,6 +380,12 @@ def test_only_so_many_blocks_wait(index: PrefixIndex) -> None:
     assert index.num_unknown_parents == 1
 
 
+def test_lower_tiers_go_on_where_the_device_is_believed_to_end(index: PrefixIndex) -> None:
+    index.store(1, HOST, 202, [203, 204, 205], [3, 4, 5])
+    matches = index.match(prompt_of([1, 2, 3, 4, 5]), ALL_SLOTS, predicted=[(0b110, 1), (0b010, 4)])
+    assert matches == ([(0b111, 1), (0b011, 4)], {1: 1}, {}, {})
+
+
 def test_the_device_cannot_go_on_where_it_has_nothing(index: PrefixIndex) -> None:
     index.store(1, HOST, 202, [203], [3])
     assert not index.store(1, DEVICE, 203, [204], [4])
