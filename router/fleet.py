@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from itertools import accumulate, repeat
+from operator import mul
 from typing import TYPE_CHECKING
 
 from dynamo.router.active import ActiveSequences
 from dynamo.router.index import Matches, PrefixIndex
 from dynamo.router.predicted import PredictedIndex
-from dynamo.router.prefix_tree import deepest
+from dynamo.router.prefix_tree import Prefixes, deepest
 from dynamo.router.ranks import Ranks
 from dynamo.router.weights import Weights
 from dynamo.shared.messages import Candidate, Place
+from dynamo.shared.metrics import Distribution
 from dynamo.shared.protocol import RuntimeConfig
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner  # with numpy
 
 
+OVERHEAD_MS = tuple(accumulate(repeat(3.0, 16), mul, initial=0.01))
+
+
 class Fleet:
     """`num_active` counts requests per worker, whoever placed them. `index` follows KV events and `predicted` past
-    placements; a router may keep both, either or none. `policies` are the operator's own, by worker type."""
+    placements; a router may keep both, either or none. `policies` are the operator's own, by worker type. `clock` counts
+    seconds."""
 
     def __init__(
         self,
@@ -33,6 +40,7 @@ class Fleet:
         *,
         role_weights: Mapping[str, Weights] | None = None,
         policies: Mapping[str, PolicyRunner] | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.rng = rng
         self.num_active = num_active
@@ -41,6 +49,8 @@ class Fleet:
         self.predicted = predicted
         self._role_weights = role_weights or {}
         self._policies = policies or {}
+        self._clock = clock
+        self._match_ms = Distribution(OVERHEAD_MS)
         self.ranks = Ranks()
         self.sequences = ActiveSequences()
 
@@ -108,8 +118,7 @@ class Fleet:
         predicted = [] if self.predicted is None else self.predicted.match(block_hashes, candidates, now)
         if self.index is None:
             return Matches(predicted, {}, {}, {})
-        found = self.index.match(block_hashes, candidates)
-        return found._replace(device=deepest(found.device, predicted)) if predicted else found
+        return self.index.match(block_hashes, candidates, predicted)
 
     def cached_blocks(self, instance_id: int, dp_rank: int | None, block_hashes: bytes, now: float) -> int | None:
         """Leading blocks of a prompt that a worker has in any tier; None where that is not followed."""
@@ -117,13 +126,11 @@ class Fleet:
         if slot is None or (self.index is None and self.predicted is None):
             return None
         found = self.match(block_hashes, 1 << slot, now)
-        device = found.device[-1][1] if found.device else 0
-        return device + sum(tier.get(slot, 0) for tier in (found.host, found.disk, found.external))
+        return most(found.device) + sum(tier.get(slot, 0) for tier in (found.host, found.disk, found.external))
 
     def most_cached(self, block_hashes: bytes, now: float) -> int:
         """Leading blocks of a prompt that the best rank has on its device."""
-        device = self.match(block_hashes, (1 << self.ranks.num_slots) - 1, now).device
-        return device[-1][1] if device else 0
+        return most(self.match(block_hashes, (1 << self.ranks.num_slots) - 1, now).device)
 
     # ---- for people
 
@@ -138,3 +145,8 @@ class Fleet:
             decode_blocks=sum(sequences.blocks[slot] for slot in slots.values()),
             num_requests=self.num_active.get(instance_id, 0),
         )
+
+
+def most(found: Prefixes) -> int:
+    """The most blocks that any of the ranks has."""
+    return found[-1][1] if found else 0
