@@ -48,7 +48,7 @@ class Condition(Enum):
 
 class Advice(Enum):
     STAY = "stay"
-    WAIT = "wait"  # for this worker: in the queue if there is one, else refused as overloaded
+    WAIT = "wait"  # for this worker: refused as overloaded meanwhile
     MOVE = "move"  # the binding is dropped: choose among all, and bind anew
 
 
@@ -57,7 +57,6 @@ class _Session(Struct):
     version: tuple[int, int]  # sequence, writer
     used_at: float
     told_at: float
-    num_running: int = 0
     overloaded_since: float | None = None
     num_prompt_blocks: int = 0  # of the last prompt
     last_block: bytes = b""  # its hash, which stands for the whole prompt
@@ -84,6 +83,7 @@ class SessionAffinity:
         self._next_sequence = first_sequence
         self._max_misses = MISSES_BEFORE_MOVING["hard" if is_hard else "soft"]
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the one used longest ago comes first
+        self._num_running: dict[str, int] = {}  # requests of a session, wherever it was bound when they came
         self._by_instance: dict[int, set[str]] = {}
         self._untold: dict[str, None] = {}
         self._counts: dict[str, int] = {}
@@ -105,7 +105,7 @@ class SessionAffinity:
         session = self._sessions.get(session_id)
         if session is None:
             return None
-        if self._is_idle(session, now):
+        if self._is_idle(session_id, session, now):
             self._drop(session_id, "expired")
             return None
         self._touch(session_id, session, now)
@@ -114,7 +114,7 @@ class SessionAffinity:
     def peek(self, session_id: str, now: float) -> Target | None:
         """As `bound`, and leaves everything as it is."""
         session = self._sessions.get(session_id)
-        return None if session is None or self._is_idle(session, now) else session.target
+        return None if session is None or self._is_idle(session_id, session, now) else session.target
 
     def advise(
         self,
@@ -129,6 +129,8 @@ class SessionAffinity:
         session = self._sessions.get(session_id)
         if session is None:
             return Advice.MOVE
+        if session_id in self._num_running:
+            cached_blocks = None  # those of the turn that runs may not be there yet
         reason = self._reason_to_move(session, condition, now, block_hashes, cached_blocks)
         if reason:
             self._drop(session_id, f"moved_{reason}")
@@ -148,15 +150,17 @@ class SessionAffinity:
             session = self._insert(session_id, target, self._next_version(), now, session)
             self._count("bound")
             self._tell(session_id, session, now)
-        session.num_running += 1
+        self._num_running[session_id] = self._num_running.get(session_id, 0) + 1
         session.num_prompt_blocks = len(block_hashes) // HASH_SIZE
         session.last_block = block_hashes[-HASH_SIZE:]
         self._touch(session_id, session, now)
 
     def release(self, session_id: str, now: float) -> None:
         """A request of the session is over."""
+        num_left = self._num_running.pop(session_id, 0) - 1
+        if num_left > 0:
+            self._num_running[session_id] = num_left
         if (session := self._sessions.get(session_id)) is not None:
-            session.num_running = max(0, session.num_running - 1)
             self._touch(session_id, session, now)
 
     def end(self, session_id: str) -> bool:
@@ -182,7 +186,7 @@ class SessionAffinity:
             session_id, session = next(iter(self._sessions.items()))
             if session.used_at + self._ttl_s > now:
                 break
-            if session.num_running:
+            if session_id in self._num_running:
                 self._touch(session_id, session, now)
             else:
                 self._drop(session_id, "expired")
@@ -208,7 +212,7 @@ class SessionAffinity:
         self._next_sequence = max(self._next_sequence, binding.sequence + 1)
         target, version = Target(binding.worker_id, binding.dp_rank), (binding.sequence, binding.writer_id)
         session = self._sessions.get(binding.session_id)
-        if session is not None and version < session.version and not self._is_idle(session, now):
+        if session is not None and version < session.version and not self._is_idle(binding.session_id, session, now):
             return False
         if session is None or session.target != target:
             session = self._insert(binding.session_id, target, version, now, session)
@@ -240,11 +244,10 @@ class SessionAffinity:
 
     def _has_lost_cache(self, session: _Session, block_hashes: bytes, cached_blocks: int) -> bool:
         """A prompt that goes on from the last one should find that one cached. Less than half of it, turn after turn,
-        is a worker that drops what it computes. While a turn runs its blocks may not be there yet: that says nothing.
-        """
+        is a worker that drops what it computes."""
         end = session.num_prompt_blocks * HASH_SIZE
         goes_on = end > 0 and block_hashes[end - HASH_SIZE : end] == session.last_block
-        if session.num_running or not goes_on:
+        if not goes_on:
             return False
         if 2 * cached_blocks >= session.num_prompt_blocks:
             session.num_misses = 0
@@ -253,8 +256,8 @@ class SessionAffinity:
         session.judged = block_hashes[-HASH_SIZE:]
         return session.num_misses >= self._max_misses
 
-    def _is_idle(self, session: _Session, now: float) -> bool:
-        return not session.num_running and session.used_at + self._ttl_s <= now
+    def _is_idle(self, session_id: str, session: _Session, now: float) -> bool:
+        return session_id not in self._num_running and session.used_at + self._ttl_s <= now
 
     def _touch(self, session_id: str, session: _Session, now: float) -> None:
         session.used_at = now
@@ -265,13 +268,12 @@ class SessionAffinity:
     def _insert(
         self, session_id: str, target: Target, version: tuple[int, int], now: float, before: _Session | None
     ) -> _Session:
-        """A new binding, perhaps in place of another: what runs of the session goes on."""
+        """A new binding, perhaps in place of another."""
         if before is not None:
             self._forget_target(session_id, before)
         elif len(self._sessions) >= self._max_sessions:
             self._drop(next(iter(self._sessions)), "evicted")
-        num_running = 0 if before is None else before.num_running
-        session = self._sessions[session_id] = _Session(target, version, now, now, num_running)
+        session = self._sessions[session_id] = _Session(target, version, now, now)
         self._by_instance.setdefault(target.instance_id, set()).add(session_id)
         return session
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dynamo.router.admission import Admission
 from dynamo.router.fleet import Fleet
 from dynamo.router.overload import OverloadMonitor
-from dynamo.router.placing import NO_HINTS, Placing
+from dynamo.router.placing import ELIGIBLE, NO_HINTS, Placing
 from dynamo.router.selectors import Choice, Question
 from dynamo.router.table import LiveSet, ModelTable
 from dynamo.shared.messages import Candidate, Explained, Place, Placed, Receipt, Refused, SetThresholds, ThresholdsAre
@@ -52,12 +52,14 @@ class Inquiries:
         compared: list[Candidate] | None = None,
         choice: Placed | None = None,
     ) -> Explained:
-        """Workers that were not compared follow those that were, each with the reason."""
+        """Workers that were not compared follow those that were, each with the reason, unless that is not its own but
+        the request's session or rank."""
         rows = list(compared or ())
         seen = {row.instance_id for row in rows}
         for instance_id, verdict in self._placing.verdicts(place, live).items():
             if instance_id not in seen:
-                rows.append(replace(self._fleet.as_candidate(instance_id), verdict=verdict))
+                why = "not compared" if rows and verdict == ELIGIBLE else verdict
+                rows.append(replace(self._fleet.as_candidate(instance_id), verdict=why))
         num_blocks = -(-place.num_tokens // live.block_size)
         return Explained(place.request_id, outcome, live.key, live.block_size, num_blocks, choice, rows)
 

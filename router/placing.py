@@ -17,6 +17,7 @@ from dynamo.shared.protocol import RoutingConstraints
 NO_HINTS = RoutingHints()
 SEPARATOR = "\n"  # no header has one
 Pool = tuple[LiveSet, Sequence[int]]  # a set and those of it that may be asked, never none
+ELIGIBLE = "eligible"
 OVERLOADED = "Service temporarily overloaded"  # the words of Dynamo, which clients may know
 
 
@@ -74,7 +75,7 @@ class Placing:
             elif self._is_overloaded(live, instance_id):
                 found[instance_id] = "overloaded"
             else:
-                found[instance_id] = "eligible"
+                found[instance_id] = ELIGIBLE
         return found
 
     # ---- by name
