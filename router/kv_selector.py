@@ -134,7 +134,7 @@ class KvSelector:
         weights = np.zeros(len(pool.slots))
         if constraints is not None and constraints.preferred_taints:
             weights += [self._taint_weight(slot, constraints.preferred_taints) for slot in pool.slots.tolist()]
-        if question.favoured is not None:
+        if question.favoured is not None and len(pool.slots) > 1:
             instance_id, dp_rank = question.favoured
             weights += FAVOURED_WEIGHT * ((pool.instance_ids == instance_id) & (pool.dp_ranks == dp_rank))
         return weights
