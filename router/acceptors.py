@@ -30,6 +30,7 @@ class Acceptors:
     def __init__(self, max_acceptors: int, max_active: int, on_freed: Callable[[bytes, int], None]) -> None:
         self.by_peer: dict[bytes, Acceptor] = {}
         self.num_active: dict[int, int] = {}
+        self._num_ended: dict[int, int] = {}
         self._by_name: dict[str, Acceptor] = {}
         self._max_acceptors = max_acceptors
         self._max_active = max_active  # per acceptor
@@ -78,7 +79,13 @@ class Acceptors:
             self.num_active[instance_id] = left
         else:
             del self.num_active[instance_id]
+        self._num_ended[instance_id] = self._num_ended.get(instance_id, 0) + 1
         self._on_freed(acceptor.peer, request_id)
+
+    def take_ended(self) -> dict[int, int]:
+        """How many requests were over since the last call, per instance."""
+        ended, self._num_ended = self._num_ended, {}
+        return ended
 
     def leave(self, acceptor: Acceptor) -> None:
         for request_id in list(acceptor.active):

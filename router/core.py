@@ -25,6 +25,7 @@ from dynamo.router.rules import Rules, make_affinity, make_index, make_predicted
 from dynamo.router.running import Running
 from dynamo.router.selectors import SELECTORS, Choice, Question
 from dynamo.router.table import ModelTable
+from dynamo.router.tally import Tallies
 from dynamo.router.workers import Workers
 from dynamo.shared.discovery import Change
 from dynamo.shared.kv_events import LoadReport
@@ -50,6 +51,7 @@ from dynamo.shared.messages import (
     Welcome,
     WorkerFailed,
 )
+from dynamo.shared.metrics import Distribution
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner  # with numpy
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dynamo.router")
 
 WAITED_TOO_LONG = "The request has waited too long for a worker with room."
+WAITS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 SAY_HELLO = TableDelta(0)  # no table has the version before 0, so whoever gets this asks for the whole table
 
 OnDecision = Callable[[Question, Choice, str, list[Candidate], float], None]
@@ -64,7 +67,8 @@ OnDecision = Callable[[Question, Choice, str, list[Candidate], float], None]
 
 
 class Router:
-    """`policy` is the operator's own way to choose; `on_decision` is told of every placement."""
+    """`policies` are the operator's own ways to choose, by worker type; `on_decision` is told of every placement.
+    `clock` counts the seconds that matching takes, and nothing is decided by it."""
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Router:
         *,
         policies: Mapping[str, PolicyRunner] | None = None,
         on_decision: OnDecision | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.rules = rules
         self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
@@ -84,6 +89,7 @@ class Router:
             make_predicted(rules),
             role_weights=rules.role_weights,
             policies=policies,
+            clock=clock,
         )
         self.sources = _sources(self.fleet, rules)
         self.table = ModelTable(lambda: SELECTORS[rules.router_mode](self.fleet))
@@ -100,10 +106,13 @@ class Router:
         self.admission = Admission(profiles, self.queue, self.placing, self.fleet)
         self.running = Running(self.table, self.fleet, self.queue, self.affinity, self.replicas)
         self.inquiries = Inquiries(self.table, self.fleet, self.placing, self.admission, self.overload)
+        self.tallies = Tallies()
+        self.num_placed = 0
         self.num_turned_away = 0
         self._on_decision = on_decision
         self._now = 0.0  # of the last call that told the time
-        self._outcomes: dict[str, int] = {}
+        self._outcomes: dict[str, int] = {}  # of placements since somebody asked
+        self._waits: dict[str, Distribution] = {}  # as well, seconds by policy class
         self._outgoing: dict[bytes, list[RouterMessage]] = {}
         self._has_room = False  # something ended since the queue was looked at
         self.running.tracks_load = self._tracks_load
@@ -200,6 +209,18 @@ class Router:
         outcomes, self._outcomes = self._outcomes, {}
         return outcomes
 
+    def take_waits(self) -> dict[str, Distribution]:
+        """Seconds that placements waited for their worker, by policy class, since the last call."""
+        waits, self._waits = self._waits, {}
+        return waits
+
+    def drop_counts(self) -> None:
+        """Nobody asks for what was counted."""
+        self.take_outcomes()
+        self.take_waits()
+        self.tallies.take()
+        self.acceptors.take_ended()
+
     def _say(self, peer: bytes, message: RouterMessage) -> None:
         self._outgoing.setdefault(peer, []).append(message)
 
@@ -252,6 +273,7 @@ class Router:
         try:
             self.admission.enqueue(peer, question, policy_class)
         except QueueFull as error:
+            self.tallies.of(question.live).note_turned_away(policy_class.name, error.reason)
             self._refuse(peer, refused(question.place, "queue_full", str(error)))
         else:
             self._say(peer, Queued(question.place.request_id))
@@ -274,9 +296,12 @@ class Router:
                 return
             self.acceptors.charge(acceptor, place.request_id, choice.instance_id)
             self.running.begin(peer, question, choice, policy_class)
+        reason = reason_of(question, choice)
         if self._on_decision is not None:
-            self._on_decision(question, choice, reason_of(question, choice), compared, waited_s)
+            self._on_decision(question, choice, reason, compared, waited_s)
         self._count("placed")
+        self.num_placed += 1
+        self.tallies.of(question.live).note_placed(choice, reason)
         receipt = receipt_of(question, choice, waited_s) if question.wants_receipt else None
         self._say(peer, placed(question, choice, receipt))
 
@@ -304,8 +329,9 @@ class Router:
             if isinstance(question, Refused):
                 self._refuse(peer, question)
             else:
-                policy_class = self.admission.class_named(waiting.policy_class)
-                self._start(peer, question, policy_class, now - waiting.arrived_at)
+                waited_s = now - waiting.arrived_at
+                self._waits.setdefault(waiting.policy_class, Distribution(WAITS_S)).observe(waited_s)
+                self._start(peer, question, self.admission.class_named(waiting.policy_class), waited_s)
 
     def _set_thresholds(self, peer: bytes, message: SetThresholds) -> None:
         before = self.settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dynamo.router.active import ActiveSequences
 from dynamo.router.index import Matches, PrefixIndex
 from dynamo.router.predicted import PredictedIndex
-from dynamo.router.prefix_tree import Prefixes, deepest
+from dynamo.router.prefix_tree import Prefixes
 from dynamo.router.ranks import Ranks
 from dynamo.router.weights import Weights
 from dynamo.shared.messages import Candidate, Place
@@ -27,8 +27,8 @@ OVERHEAD_MS = tuple(accumulate(repeat(3.0, 16), mul, initial=0.01))
 
 class Fleet:
     """`num_active` counts requests per worker, whoever placed them. `index` follows KV events and `predicted` past
-    placements; a router may keep both, either or none. `policies` are the operator's own, by worker type. `clock` counts
-    seconds."""
+    placements; a router may keep both, either or none. `policies` are the operator's own, by worker type; `clock`
+    counts seconds."""
 
     def __init__(
         self,

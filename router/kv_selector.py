@@ -8,7 +8,8 @@ import numpy as np
 from msgspec import Struct
 
 from dynamo.router.cost import Candidates, Floats, Ids, Ints, costs, pick, spread
-from dynamo.router.fleet import Fleet
+from dynamo.router.fleet import Fleet, most
+from dynamo.router.index import Matches
 from dynamo.router.policies import PolicyRequest
 from dynamo.router.selectors import Choice, Question
 from dynamo.router.table import LiveSet
@@ -37,6 +38,7 @@ class View(Struct, frozen=True):
     costs: Floats
     weights: Weights
     num_blocks: int  # of the prompt, the last one perhaps not full
+    best_overlap_blocks: int  # the most that any candidate has on its device
 
 
 class KvSelector:
@@ -62,9 +64,11 @@ class KvSelector:
     def view(self, question: Question) -> View:
         place, live = question.place, question.live
         weights = self._weights_for(question)
-        candidates = self._candidates(question)
+        pool = self._pool_of(question)
+        held = self._fleet.match(place.block_hashes, pool.mask, question.now)
+        candidates = self._candidates(question, pool, held)
         found = costs(candidates, place.num_tokens, live.block_size, weights)
-        return View(candidates, found, weights, -(-place.num_tokens // live.block_size))
+        return View(candidates, found, weights, -(-place.num_tokens // live.block_size), most(held.device))
 
     # ---- choosing
 
@@ -80,24 +84,23 @@ class KvSelector:
             _receipt(view, at) if question.wants_receipt else None,
             view.weights,
             reason,
+            view.num_blocks,
+            view.best_overlap_blocks,
         )
 
     # ---- what is compared
 
-    def _candidates(self, question: Question) -> Candidates:
-        fleet, place = self._fleet, question.place
-        pool = self._pool_of(question)
-        slots, sequences = pool.slots, fleet.sequences
-        found = fleet.match(place.block_hashes, pool.mask, question.now)
+    def _candidates(self, question: Question, pool: _Pool, held: Matches) -> Candidates:
+        place, slots, sequences = question.place, pool.slots, self._fleet.sequences
         num_full_blocks = len(place.block_hashes) // 8
         return Candidates(
             slots=slots,
             instance_ids=pool.instance_ids,
             dp_ranks=pool.dp_ranks,
-            device_blocks=spread(found.device, slots),
-            host_blocks=_counts(found.host, slots),
-            disk_blocks=_counts(found.disk, slots),
-            external_blocks=_counts(found.external, slots),
+            device_blocks=spread(held.device, slots),
+            host_blocks=_counts(held.host, slots),
+            disk_blocks=_counts(held.disk, slots),
+            external_blocks=_counts(held.external, slots),
             prefill_tokens=np.frombuffer(sequences.prefill_tokens, np.int64)[slots],
             decode_blocks=np.frombuffer(sequences.blocks, np.float64)[slots],
             new_blocks=num_full_blocks - spread(sequences.match(place.block_hashes, pool.mask), slots),

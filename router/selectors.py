@@ -33,7 +33,8 @@ class Question(Struct, frozen=True):
 
 
 class Choice(NamedTuple):
-    """`cached_tokens` of the prompt are expected on the worker, in whatever tier; `overlap_blocks` on its device."""
+    """`cached_tokens` of the prompt are expected on the worker, in whatever tier; `overlap_blocks` on its device, and
+    no more than `best_overlap_blocks` on any candidate's. `prompt_blocks` is 0 in modes that do not look at blocks."""
 
     instance_id: int
     dp_rank: int | None = None
@@ -42,6 +43,8 @@ class Choice(NamedTuple):
     receipt: Receipt | None = None
     weights: Weights | None = None  # if others than the router's own counted
     reason: str = "mode"
+    prompt_blocks: int = 0
+    best_overlap_blocks: int = 0
 
 
 class Selector(Protocol):

@@ -18,14 +18,20 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UntypedMetricFamily,
+)
 from prometheus_client.registry import Collector, CollectorRegistry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABEL_SETS = 1000  # per family; further ones are counted under "other"
 SUFFIX = ".metrics"
 
-Kind = Literal["counter", "gauge", "histogram"]
+Kind = Literal["counter", "untyped", "gauge", "histogram"]
 Merge = Literal["sum", "max"]
 Labels = tuple[str, ...]
 
@@ -67,6 +73,11 @@ class Distribution:
     def observe(self, value: float, times: int = 1) -> None:
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
+
+    def absorb(self, other: Distribution) -> None:
+        """Add what another one with the same bounds has observed."""
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
     def numbers(self) -> list[float]:
         return [*self.counts, self.sum]
@@ -143,6 +154,12 @@ class Registry:
         self._families[name] = family
         return family
 
+    def untyped(self, name: str, help: str, labels: Labels = ()) -> Family[Value]:
+        """A counter whose name has no `_total`, against the rules of Prometheus' text for one that says so."""
+        family = Family("untyped", name, help, labels, Value)
+        self._families[name] = family
+        return family
+
     def gauge(self, name: str, help: str, labels: Labels = (), merge: Merge = "sum") -> Family[Value]:
         family = Family("gauge", name, help, labels, Value, merge=merge)
         self._families[name] = family
@@ -152,6 +169,9 @@ class Registry:
         family = Family("histogram", name, help, labels, lambda: Distribution(bounds), bounds)
         self._families[name] = family
         return family
+
+    def __iter__(self) -> Iterator[Family[Value] | Family[Distribution]]:
+        return iter(self._families.values())
 
     def take_over(self) -> None:
         """Continue the counters and histograms of this process' predecessor, if there was one."""
@@ -224,6 +244,13 @@ def _merge_into(merged: dict[str, Snapshot], snapshot: Snapshot) -> None:
     known.samples = [(list(labels), numbers) for labels, numbers in samples.items()]
 
 
+_SIMPLE: dict[str, type[CounterMetricFamily | GaugeMetricFamily | UntypedMetricFamily]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "untyped": UntypedMetricFamily,
+}
+
+
 def _metric(snapshot: Snapshot) -> Metric:
     names = snapshot.label_names
     if snapshot.kind == "histogram":
@@ -231,9 +258,7 @@ def _metric(snapshot: Snapshot) -> Metric:
         for labels, numbers in snapshot.samples:
             histogram.add_metric(labels, _cumulative(snapshot.bounds, numbers[:-1]), numbers[-1])
         return histogram
-    family: CounterMetricFamily | GaugeMetricFamily
-    make = CounterMetricFamily if snapshot.kind == "counter" else GaugeMetricFamily
-    family = make(snapshot.name, snapshot.help, labels=names)
+    family = _SIMPLE[snapshot.kind](snapshot.name, snapshot.help, labels=names)
     for labels, numbers in snapshot.samples:
         family.add_metric(labels, numbers[0])
     return family
@@ -243,5 +268,5 @@ def _cumulative(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[
     total, buckets = 0.0, []
     for bound, count in zip((*bounds, float("inf")), counts, strict=True):
         total += count
-        buckets.append(("+Inf" if bound == float("inf") else f"{bound:g}", total))
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound).removesuffix(".0"), total))
     return buckets
