@@ -366,12 +366,15 @@ def _hints(options: Options) -> RoutingHints | None:
         is_session_final="final" in options,
         allowed_worker_ids=[id_of(name) for name in options["allow"].split(",")] if "allow" in options else None,
         constraints=_constraints(options),
-        router_config=msgspec.convert(numbers_of(options["override"]), RouterConfigOverride)
-        if "override" in options
-        else None,
+        router_config=_override(options["override"]) if "override" in options else None,
         wants_receipt="receipt" in options,
     )
     return hints if hints != RoutingHints() else None
+
+
+def _override(text: str) -> RouterConfigOverride:
+    """`name:1.5,other:false`."""
+    return msgspec.convert(dict(pair.split(":") for pair in text.split(",")), RouterConfigOverride, strict=False)
 
 
 def _constraints(options: Options) -> RoutingConstraints | None:

@@ -105,6 +105,8 @@ class World:
         self.now = now
         for router in self.routers.values():
             router.tick(now)
+            if router.sources is not None:
+                router.sources.tick(now)
             if router.replicas is not None:
                 router.replicas.tick(now)
 
