@@ -67,8 +67,9 @@ class LocalAcceptor:
     def open(self) -> None:
         """Also when the core took us for dead, for the process had been stopped: it knows nothing of us any more."""
         self._tell(Hello(NAME, self._incarnation, list(self._held.values())))
-        for place, _asked in list(self._asked.values()):
-            self._tell(place)
+        for place, asked in list(self._asked.values()):
+            if not asked.done():
+                self._tell(place)
 
     def hear(self, messages: Iterable[RouterMessage]) -> None:
         is_probe = True
@@ -76,7 +77,7 @@ class LocalAcceptor:
             is_probe = False
             match message:
                 case Placed():
-                    self._asked[message.request_id][1].set_result(message)
+                    self._on_placed(message)
                 case Refused():
                     self._asked[message.request_id][1].set_exception(NotPlaced(message))
                 case Welcome():
@@ -87,6 +88,13 @@ class LocalAcceptor:
                     self.open()
         if is_probe:
             self._tell(Heartbeat())
+
+    def _on_placed(self, placed: Placed) -> None:
+        place, asked = self._asked[placed.request_id]
+        self._held[placed.request_id] = ActiveRequest(
+            placed.request_id, placed.instance_id, place.num_tokens, placed.dp_rank, block_hashes=place.block_hashes
+        )
+        asked.set_result(placed)
 
     def next_request_id(self) -> int:
         self._serial += 1
@@ -112,11 +120,7 @@ class LocalAcceptor:
         """The placement is freed however this is left. Raises NotPlaced; GivenUp if `until` is done first."""
         request_id = place.request_id
         try:
-            placed = await self._ask(place, until)
-            self._held[request_id] = ActiveRequest(
-                request_id, placed.instance_id, place.num_tokens, placed.dp_rank, block_hashes=place.block_hashes
-            )
-            yield placed
+            yield await self._ask(place, until)
         finally:
             self._held.pop(request_id, None)
             self._tell(Free(request_id))

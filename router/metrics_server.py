@@ -43,7 +43,8 @@ class MetricsServer:
             self._server = await asyncio.start_server(self._on_connection, host, port, limit=MAX_REQUEST_BYTES)
         except OSError as error:
             raise OSError(f"cannot listen on {host} port {port}: {error}; choose another --metrics-port") from error
-        log.info("metrics at http://%s:%d/metrics", host, self._server.sockets[0].getsockname()[1])
+        port = self._server.sockets[0].getsockname()[1]
+        log.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
 
     def close(self) -> None:
         if self._server is not None:

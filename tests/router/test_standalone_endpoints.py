@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dynamo.shared.protocol import Instance
 from dynamo.shared.request_plane.client import EngineClient, EngineLimits, fresh_uuid
 from dynamo.shared.request_plane.items import ANYTHING, items_of
 from dynamo.shared.request_plane.stream import ResponseServer
+from tests.support import held_worker
 from tests.support.fleet import HeldWorker
 from tests.support.standalone_router import StandaloneRouter, store_in
 from tests.support.waiting import PATIENCE_S, until
@@ -83,7 +84,13 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 @pytest.fixture
 async def client(deployment: Deployment) -> AsyncIterator[Client]:
-    discovery = FileDiscovery(Path(deployment.store["DYN_FILE_KV"]))
+    async with client_in(deployment.store) as client:
+        yield client
+
+
+@asynccontextmanager
+async def client_in(store: dict[str, str]) -> AsyncIterator[Client]:
+    discovery = FileDiscovery(Path(store["DYN_FILE_KV"]))
     responses = ResponseServer("127.0.0.1", 0, max_message_size=1 << 20)
     await discovery.open()
     await responses.start()
@@ -175,6 +182,29 @@ async def test_who_leaves_frees_the_worker(deployment: Deployment, client: Clien
             assert deployment.num_tracked == 1
     await until(lambda: worker.num_cancelled == 1, "the worker to hear of it")
     await until(lambda: deployment.num_tracked == 0, "the placement to be freed")
+
+
+async def test_who_reads_slowly_holds_up_the_worker(deployment: Deployment, client: Client) -> None:
+    worker_id, worker = next(iter(deployment.workers.items()))
+    num_tokens = 20_000 * held_worker.TOKENS_PER_ITEM  # 625 MiB of text; buffers on the way take a few dozen
+    request = {"token_ids": LONG, "stop_conditions": {"max_tokens": num_tokens}, **pinned(worker_id)}
+    async with aclosing(client.stream("generate", request)) as items:
+        await anext(items)
+        num_flooded = -1
+        while worker.num_flooded > num_flooded:
+            num_flooded = worker.num_flooded
+            await asyncio.sleep(0.5)
+        assert num_flooded < num_tokens / 4
+    await until(lambda: deployment.num_tracked == 0, "the placement to be freed")
+
+
+async def test_a_namespace_goes_over_that_of_the_endpoint(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    flags = ("--endpoint=elsewhere.held.generate", "--namespace=dynamo")
+    with HeldWorker(store), StandaloneRouter(store, *flags):
+        async with client_in(store) as client:
+            (item,) = await client.call("generate", generation(SHORT))
+    assert item["token_ids"] == SHORT
 
 
 async def test_a_worker_that_dies_is_told_and_freed(deployment: Deployment, client: Client) -> None:
