@@ -23,6 +23,10 @@ from dynamo.shared.messages import Thresholds
 from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = tuple(SELECTORS)
+WITH_ENDPOINT: dict[str, Any] = {
+    "router_mode": "kv",
+    "bind": "tcp://127.0.0.1:*",
+}  # defaults, that port being any free one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,8 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         None,
         env="DYN_ROUTER_ENDPOINT",
         help="Also answer on the request plane, for the workers of this endpoint (namespace.component.endpoint): "
-        "generate, best_worker_id and get_overlap_scores at NAMESPACE.router. Without --router-mode it means kv.",
+        "generate, best_worker_id and get_overlap_scores at NAMESPACE.router. Its mode is kv unless given, its "
+        "--bind a free port.",
     )
     router_block_size: int | None = option(
         None,
@@ -126,8 +131,9 @@ class RouterConfig(KvRouterOptions, PlacementOptions):
         cls, argv: Sequence[str], environ: Mapping[str, str] = os.environ, *, prog: str, description: str = ""
     ) -> tuple[Self, dict[str, str]]:
         config, provenance = super().load(argv, environ, prog=prog, description=description)
-        if config.endpoint is not None and provenance["router_mode"] == "default":
-            config = dataclasses.replace(config, router_mode="kv")
+        if config.endpoint is not None:
+            others = {name: value for name, value in WITH_ENDPOINT.items() if provenance[name] == "default"}
+            config = dataclasses.replace(config, **others)
         return config, provenance
 
     def updated(self, line: bytes) -> Self:

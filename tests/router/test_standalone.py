@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from dynamo.router.config import RouterConfig
 from tests.support.completions import Completion, all_begun, all_ended, complete
 from tests.support.fleet import LONG_PROMPT, SHORT_PROMPT, Fleet, HeldWorker
 from tests.support.gateway import Gateway
+from tests.support.server import Server
 from tests.support.standalone_router import StandaloneRouter, store_in
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
@@ -217,3 +219,36 @@ def refusal(module: str, *flags: str) -> str:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def test_a_router_of_an_endpoint_has_defaults_of_its_own() -> None:
+    def load(*flags: str) -> tuple[str, str]:
+        config, _ = RouterConfig.load(flags, {"DYN_ROUTER_ENDPOINT": "a.b.c"}, prog="dynamo-router")
+        return config.router_mode, config.bind
+
+    assert load() == ("kv", "tcp://127.0.0.1:*")
+    assert load("--router-mode=random", "--bind=ipc:///tmp/r") == ("random", "ipc:///tmp/r")
+
+
+def test_routers_of_several_endpoints_share_a_host(tmp_path: Path) -> None:
+    """As Dynamo's do, one for prefill and one for decode."""
+    store = store_in(tmp_path)
+    with RouterOfAnEndpoint(store, "dynamo.prefill.generate"), RouterOfAnEndpoint(store, "dynamo.decode.generate"):
+        pass
+
+
+class RouterOfAnEndpoint(Server):
+    program = "dynamo-router"
+
+    def __init__(self, store: dict[str, str], endpoint: str) -> None:
+        super().__init__()
+        self._environment = {**store, "DYN_ROUTER_ENDPOINT": endpoint}
+
+    def arguments(self) -> list[str]:
+        return []
+
+    def environment(self) -> dict[str, str]:
+        return self._environment
+
+    def is_ready(self, output: str) -> bool:
+        return "listens on" in output
