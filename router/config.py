@@ -23,10 +23,8 @@ from dynamo.shared.messages import Thresholds
 from dynamo.shared.placement_options import PlacementOptions, dashed
 
 ROUTER_MODES = tuple(SELECTORS)
-WITH_ENDPOINT: dict[str, Any] = {
-    "router_mode": "kv",
-    "bind": "tcp://127.0.0.1:*",
-}  # defaults, that port being any free one
+# Its defaults where --endpoint is given. Several such routers share a host, so each takes a free port.
+WITH_ENDPOINT: dict[str, Any] = {"router_mode": "kv", "bind": "tcp://127.0.0.1:*"}
 
 
 @dataclass(frozen=True, kw_only=True)
