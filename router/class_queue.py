@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -53,7 +53,7 @@ class PolicyClass(Struct, frozen=True, kw_only=True):
 
 class Waiting(Struct, kw_only=True, eq=False):
     """One placement in the queue, which owns it while it is there. `key` is (peer, request id); `cached_tokens` is the
-    most that any candidate has of the prompt. `pinned_to` is (instance id, rank or None) where no other will do."""
+    most that any candidate has of the prompt. `pinned_to` says, in whatever form, which of the set's workers will do; None: all."""
 
     key: tuple[bytes, int]
     place: Place
@@ -61,7 +61,7 @@ class Waiting(Struct, kw_only=True, eq=False):
     policy_class: str
     arrived_at: float
     cached_tokens: int = 0
-    pinned_to: tuple[int, int | None] | None = None
+    pinned_to: Hashable = None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -86,9 +86,16 @@ class QueueFull(Exception):
 
 
 class Depth(NamedTuple):
-    requests: int
-    raw_isl_tokens: int
-    cached_tokens: int
+    requests: int = 0
+    raw_isl_tokens: int = 0
+    cached_tokens: int = 0
+
+    def plus(self, waiting: Waiting, sign: int) -> Depth:
+        return Depth(
+            self.requests + sign,
+            self.raw_isl_tokens + sign * waiting.place.num_tokens,
+            self.cached_tokens + sign * waiting.num_cached_tokens,
+        )
 
 
 def score(policy: str, waiting: Waiting) -> float:
@@ -107,7 +114,7 @@ class Entry(Struct, eq=False):
 
 
 Order = tuple[int, float, int, int]  # the smallest goes first; no two entries of a queue are equal
-LaneKey = tuple[str, tuple[int, int | None] | None]  # worker set, pin
+LaneKey = tuple[str, Hashable]  # worker set, pin
 OpenHead = tuple[Order, LaneKey]
 
 
@@ -143,11 +150,8 @@ class ClassQueue:
         self.lanes: dict[LaneKey, Lane] = {}
         self.deficit = 0
         self.num_running = 0
-        self._num_requests = self._num_tokens = self._num_cached_tokens = 0
-
-    @property
-    def depth(self) -> Depth:
-        return Depth(self._num_requests, self._num_tokens, self._num_cached_tokens)
+        self.depth = Depth()
+        self.depth_of_sets: dict[str, Depth] = {}  # of worker sets that anybody waits for
 
     @property
     def has_room_to_run(self) -> bool:
@@ -155,11 +159,16 @@ class ClassQueue:
         return limit is None or self.num_running < limit
 
     def check_limits(self, num_workers: int) -> None:
-        limits = self.policy_class
+        limits, depth = self.policy_class, self.depth
         for reason, current, per_worker, total in (
-            ("requests", self._num_requests, limits.request_queue_limit_per_worker, limits.max_queued_requests),
-            ("raw_isl_tokens", self._num_tokens, limits.raw_isl_token_queue_limit_per_worker, limits.max_queued_tokens),
-            ("cached_tokens", self._num_cached_tokens, limits.cached_token_queue_limit_per_worker, None),
+            ("requests", depth.requests, limits.request_queue_limit_per_worker, limits.max_queued_requests),
+            (
+                "raw_isl_tokens",
+                depth.raw_isl_tokens,
+                limits.raw_isl_token_queue_limit_per_worker,
+                limits.max_queued_tokens,
+            ),
+            ("cached_tokens", depth.cached_tokens, limits.cached_token_queue_limit_per_worker, None),
         ):
             bounds = [] if per_worker is None else [per_worker * num_workers]
             limit = min(bounds if total is None else [*bounds, total], default=None)
@@ -185,9 +194,10 @@ class ClassQueue:
             self.deficit = 0  # credit is earned by those who wait
 
     def _count(self, waiting: Waiting, sign: int) -> None:
-        self._num_requests += sign
-        self._num_tokens += sign * waiting.place.num_tokens
-        self._num_cached_tokens += sign * waiting.num_cached_tokens
+        self.depth = self.depth.plus(waiting, sign)
+        of_set = self.depth_of_sets.pop(waiting.worker_set_key, Depth()).plus(waiting, sign)
+        if of_set.requests:
+            self.depth_of_sets[waiting.worker_set_key] = of_set
 
     def open_heads(self) -> list[OpenHead]:
         """A heap of the lanes' heads, to be worked through by `first_startable`."""

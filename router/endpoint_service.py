@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dynamo.router.config import RouterConfig
 from dynamo.router.core import Router
@@ -27,6 +27,11 @@ class EndpointService:
         self._local = LocalAcceptor(send)
         self._endpoints = RouterEndpoints(config, core, self._local, self._engine)
         self._runtime = DistributedRuntime(config=serving)
+
+    @property
+    def num_requests(self) -> Mapping[str, int]:
+        """By endpoint."""
+        return self._endpoints.num_requests
 
     async def open(self) -> None:
         """Raises OSError and DiscoveryError."""

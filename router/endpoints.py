@@ -10,6 +10,7 @@ All of them are about the workers of one endpoint, of whatever type: those that 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
@@ -131,6 +132,7 @@ class RouterEndpoints:
 
     def __init__(self, config: RouterConfig, core: Router, local: LocalAcceptor, engine: EngineClient) -> None:
         assert config.endpoint is not None
+        self.num_requests: Counter[str] = Counter()  # by endpoint
         self._core = core
         namespace, component, name = config.endpoint.split(".")
         self._namespace = config.namespace or namespace  # as in 1.6.1, for the workers too
@@ -151,6 +153,7 @@ class RouterEndpoints:
 
     async def best_worker_id(self, request: Any) -> AsyncGenerator[int, None]:
         """The request is the token ids themselves, as in 1.6.1, or an object as `get_overlap_scores` takes it."""
+        self.num_requests["best_worker_id"] += 1
         prompt = _read(request if isinstance(request, dict) else {"token_ids": request}, Prompt)
         hints = RoutingHints(lora_name=prompt.lora_name, router_config=prompt.router_config_override)
         answer = self._core.inquiries.explain(self._place(prompt, "", hints), self._loop.time())
@@ -159,6 +162,7 @@ class RouterEndpoints:
         yield _best_of(answer)
 
     async def get_overlap_scores(self, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+        self.num_requests["get_overlap_scores"] += 1
         prompt = _read(request, Prompt)
         live = self._live("")
         hashes = self._hashes(prompt, live)
@@ -170,6 +174,7 @@ class RouterEndpoints:
         }
 
     async def generate(self, request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        self.num_requests["generate"] += 1
         wanted = _read(request, GenerateRequest)
         live = self._live(wanted.model)
         place = self._place(wanted.prompt, wanted.model, wanted.hints, wanted.wishes, context.id())

@@ -5,13 +5,18 @@ from __future__ import annotations
 from msgspec import Struct
 
 
+class Applied(Struct):
+    """Events given to the index, by kind, and how many of those it had no use for."""
+
+    stored: int = 0
+    removed: int = 0
+    cleared: int = 0
+    refused: int = 0
+
+
 class EventCounts(Struct):
     """Plain counters; all grow but the last two."""
 
-    stored: int = 0  # applied, by kind
-    removed: int = 0
-    cleared: int = 0
-    refused: int = 0  # applied, but the index had no use for them
     stale: int = 0  # known already
     foreign: int = 0  # of a publisher that does not speak for its rank
     unplaced: int = 0  # of a rank that the table has no worker for

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import msgspec
 
 from dynamo.router.event_sources import EventSources
+from dynamo.router.event_traffic import Traffic
 from dynamo.router.jetstream_feed import DurableRules, DurableSubscriber
 from dynamo.router.recovery import RecoveryClient, RecoveryFailed
 from dynamo.router.recovery_desk import Query
@@ -83,6 +84,10 @@ class EventFeed:
         if self.durable is not None:
             await self.durable.close()
         self.events.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic.of([self.events], self.channels, self.num_malformed)
 
     # ---- discovery
 

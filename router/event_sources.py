@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 
-from dynamo.router.event_counts import EventCounts
+from dynamo.router.event_counts import Applied, EventCounts
 from dynamo.router.rank_feed import RankFeed
 from dynamo.router.recovery_desk import History, Index, Query, RecoveryDesk, RecoveryRules
 from dynamo.shared.kv_events import EventSource, RouterEvent, TooNew, WorkerRank
@@ -55,6 +55,11 @@ class EventSources:
     @property
     def counts(self) -> EventCounts:
         return self._desk.counts
+
+    @property
+    def applied(self) -> dict[tuple[str, str], Applied]:
+        """By namespace and component."""
+        return self._desk.applied
 
     @property
     def num_sources(self) -> int:

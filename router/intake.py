@@ -26,7 +26,8 @@ from dynamo.shared.request_plane.stream import ResponseServer
 
 
 class Intake:
-    """Made and used inside the running loop. `warm_start` is None without --router-snapshot, `feed` without events."""
+    """Made and used inside the running loop. `warm_start` is None without --router-snapshot, `feed` without events,
+    `load` until it matters."""
 
     def __init__(self, config: RouterConfig, router: Router, discovery: Discovery, nats: NatsConnection) -> None:
         self._config = config
@@ -35,7 +36,8 @@ class Intake:
         self._nats = nats
         self._responses: ResponseServer | None = None
         self._client: EngineClient | None = None
-        self._load: asyncio.Task[None] | None = None
+        self._following_load: asyncio.Task[None] | None = None
+        self.load: LoadFeed | None = None
         self.feed: EventFeed | None = None
         self.warm_start = _warm_start(config, router, nats)
 
@@ -68,16 +70,16 @@ class Intake:
 
     def tick(self) -> None:
         """Begin to listen to load when it starts to matter. It then matters until the end."""
-        if self._load is None and self._router.overload.is_watching:
-            feed = LoadFeed(self._discovery, self._nats, self._router.report_load, self._is_relevant)
-            self._load = asyncio.get_running_loop().create_task(feed.run())
+        if self.load is None and self._router.overload.is_watching:
+            self.load = LoadFeed(self._discovery, self._nats, self._router.report_load, self._is_relevant)
+            self._following_load = asyncio.get_running_loop().create_task(self.load.run())
 
     async def close(self) -> None:
         if self.warm_start is not None and self.feed is not None:
             await self.warm_start.save(self._positions)
-        if self._load is not None:
-            self._load.cancel()
-            await asyncio.gather(self._load, return_exceptions=True)
+        if self._following_load is not None:
+            self._following_load.cancel()
+            await asyncio.gather(self._following_load, return_exceptions=True)
         if self.feed is not None:
             await self.feed.close()
         if self._client is not None:

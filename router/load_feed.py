@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from dynamo.router.event_traffic import Traffic
 from dynamo.shared.discovery import Discovery
 from dynamo.shared.event_plane import EndpointScope, Envelope
 from dynamo.shared.event_plane.channel_watch import ChannelWatch
@@ -39,6 +40,10 @@ class LoadFeed:
             await self._channels.follow()
         finally:
             self._reports.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic.of([self._reports], self._channels, self.num_malformed)
 
     def _take(self, envelope: Envelope) -> None:
         try:

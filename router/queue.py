@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 
 from dynamo.router.class_queue import SPARE_GARBAGE, ClassQueue, Depth, Entry, PolicyClass, QueueFull, Waiting
@@ -34,7 +34,7 @@ class PlacementQueue:
         self._ring = list(self._queues.values())
         # Whose turn comes next. It moves past a class only with the quantum of that turn, or shares would drift.
         self._cursor = 0
-        self._spending: ClassQueue | None = None  # has credit left of its last turn
+        self._spending: ClassQueue | None = None  # had the last turn, and may have credit left of it
         self._by_peer: dict[bytes, dict[int, Entry]] = {}
         self._arrivals = count()
         self._refresh_after_s = refresh_after_s or None
@@ -51,7 +51,7 @@ class PlacementQueue:
 
     # ---- who waits
 
-    def admits(self, policy_class: str, worker_set_key: str, pinned_to: tuple[int, int | None] | None = None) -> bool:
+    def admits(self, policy_class: str, worker_set_key: str, pinned_to: Hashable = None) -> bool:
         """Whether a newcomer may be placed without waiting, as far as those before it are concerned."""
         queue = self._queues[policy_class]
         return queue.has_room_to_run and (worker_set_key, pinned_to) not in queue.lanes
@@ -61,6 +61,12 @@ class PlacementQueue:
 
     def depths(self) -> dict[str, Depth]:
         return {name: queue.depth for name, queue in self._queues.items()}
+
+    def depths_of_sets(self) -> dict[tuple[str, str], Depth]:
+        """By policy class and worker set, of those that anybody waits for."""
+        return {
+            (name, key): depth for name, queue in self._queues.items() for key, depth in queue.depth_of_sets.items()
+        }
 
     def take_rejections(self) -> dict[tuple[str, str], int]:
         """How often (policy class, reason) ended a wait, or kept it from beginning, since the last call. Reasons are
@@ -144,7 +150,7 @@ class PlacementQueue:
         self._queues[policy_class].num_running -= 1
 
     def _next_turn(self, head_of: Callable[[ClassQueue], Entry | None]) -> tuple[ClassQueue, Entry] | None:
-        spending, self._spending = self._spending, None
+        spending = self._spending
         if spending is not None and (entry := head_of(spending)) and entry.waiting.cost <= spending.deficit:
             return spending, entry
         ring = self._ring[self._cursor :] + self._ring[: self._cursor]

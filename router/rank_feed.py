@@ -17,6 +17,7 @@ from enum import Enum, auto
 import msgspec
 from msgspec import UNSET
 
+from dynamo.router.event_counts import Applied
 from dynamo.router.recovery_desk import History, Query, RecoveryDesk
 from dynamo.shared.kv_events import CLEARED, EventSource, RecoveryTarget, RouterEvent, TooNew, WorkerRank
 
@@ -48,6 +49,7 @@ class RankFeed:
         self._phase = Phase.DORMANT
         self._desk = desk
         self._counts = desk.counts
+        self._applied = Applied()
         self._wants_query = False
         self._held: deque[RouterEvent] = deque()
         self._has_lost = False  # events that there was no room to hold
@@ -82,6 +84,7 @@ class RankFeed:
     def begin(self, slot: int, now: float, *, is_replayed: bool = False, is_continued: bool = False) -> None:
         """The rank has a slot. `is_replayed`: a broker delivers what it kept. `is_continued`: after what is known."""
         self.slot = slot
+        self._applied = self._desk.applied_of(self.source)
         if self.target is None or (is_continued and self.has_base):
             self._go_live(now)
         elif is_replayed:
@@ -172,15 +175,15 @@ class RankFeed:
     def _put(self, event: RouterEvent) -> None:
         data = event.event.data
         if data == CLEARED:
-            self._counts.cleared += 1
+            self._applied.cleared += 1
             self._desk.index.clear(self.slot)
             return
         if data.stored is not UNSET:
-            self._counts.stored += 1
+            self._applied.stored += 1
         else:
-            self._counts.removed += 1
+            self._applied.removed += 1
         if not self._desk.index.apply(self.slot, event):
-            self._counts.refused += 1
+            self._applied.refused += 1
 
     def _go_live(self, now: float) -> None:
         """Events are applied again, first those that have waited."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from dynamo.router.event_counts import EventCounts
-from dynamo.shared.kv_events import RecoveryTarget, RouterEvent, WorkerRank
+from dynamo.router.event_counts import Applied, EventCounts
+from dynamo.shared.kv_events import EventSource, RecoveryTarget, RouterEvent, WorkerRank
 
 if TYPE_CHECKING:
     from dynamo.router.rank_feed import RankFeed
+
+MAX_COMPONENTS = 1024  # whose events are counted separately
 
 
 class Index(Protocol):
@@ -64,6 +66,7 @@ class RecoveryDesk:
         self.index = index
         self.rules = rules
         self.counts = EventCounts()
+        self.applied: dict[tuple[str, str], Applied] = {}
         self._asking: deque[RankFeed] = deque()
         self._in_flight: dict[int, RankFeed] = {}
         self._catching_up: deque[RankFeed] = deque()
@@ -71,6 +74,13 @@ class RecoveryDesk:
         self._numbers = count()
 
     # ---- for feeds
+
+    def applied_of(self, source: EventSource | None) -> Applied:
+        """The counts of its namespace and component; those of no component without a source, or for too many."""
+        component = ("", "") if source is None else (source.scope.endpoint.namespace, source.scope.endpoint.component)
+        if component not in self.applied and len(self.applied) >= MAX_COMPONENTS:
+            component = ("", "")
+        return self.applied.setdefault(component, Applied())
 
     def ask(self, feed: RankFeed) -> None:
         """Send a query for it as soon as there is room among those in flight."""

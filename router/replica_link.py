@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
+from msgspec.structs import replace
+
+from dynamo.router.event_traffic import Traffic
 from dynamo.router.replicas import ReplicaSync
 from dynamo.shared.discovery import Discovery, DiscoveryError
 from dynamo.shared.event_plane import EndpointScope, Envelope, EventChannel
@@ -44,6 +47,7 @@ class ReplicaLink:
         self._nats = nats
         self._loop = asyncio.get_running_loop()
         self._lines: dict[EndpointScope, _Lines] = {}
+        self._past = Traffic()
         self._closing: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._flush_timer: asyncio.TimerHandle | None = None
@@ -68,9 +72,11 @@ class ReplicaLink:
             self._flush_timer = self._loop.call_later(BATCH_S, self._flush)
 
     @property
-    def num_dropped(self) -> int:
-        """Messages for which the event plane had no room."""
-        return sum(lines.num_dropped for lines in self._lines.values())
+    def traffic(self) -> Traffic:
+        """Also of scopes that are followed no longer. Messages "dropped" are ours: the event plane had no room for them."""
+        for each in (self._past, *(lines.traffic for lines in self._lines.values())):
+            traffic.add(each)
+        return traffic
 
     async def close(self) -> None:
         self._sync.leaving()
@@ -97,6 +103,7 @@ class ReplicaLink:
             )
 
     def _start_closing(self, lines: _Lines) -> None:
+        self._past.add(replace(lines.traffic, num_channels=0))
         task = self._loop.create_task(lines.close(), name="closing replica sync")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -157,8 +164,10 @@ class _Lines:
         return self._publishers[ACTIVE_SEQUENCES_TOPIC].publisher_id
 
     @property
-    def num_dropped(self) -> int:
-        return sum(publisher.num_dropped for publisher in self._publishers.values())
+    def traffic(self) -> Traffic:
+        traffic = Traffic.of(self._inlets, self._watch)
+        traffic.messages["dropped"] = sum(publisher.num_dropped for publisher in self._publishers.values())
+        return traffic
 
     def publish(self, topic: str, payload: bytes) -> None:
         self._publishers[topic].publish(payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -43,6 +44,7 @@ class WarmStart:
         self.num_saved = 0
         self.num_failed = 0
         self.num_bytes = 0  # of the last one saved
+        self.saved_at: float | None = None  # it was, in Unix seconds
         self.restored_blocks = 0
         self.restored_age_s = 0.0
         self.source = ""  # where the restored one was found
@@ -86,6 +88,7 @@ class WarmStart:
         else:
             self.num_saved += 1
             self.num_bytes = len(data)
+            self.saved_at = time.time()
 
     async def _encoded(self, positions: dict[str, int]) -> bytes:
         """Rank by rank, each with its own cursor: placements go on in between. Positions were taken first, for events

@@ -74,6 +74,11 @@ class NatsConnection:
             self._note_change()
 
     @property
+    def is_needed(self) -> bool:
+        """Whether anybody has had a use for it."""
+        return self._keeper is not None
+
+    @property
     def is_connected(self) -> bool:
         return self._client is not None and self._client.is_connected
 

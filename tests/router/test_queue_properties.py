@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dynamo.router.class_queue import SPARE_GARBAGE, score
-from dynamo.router.queue import PlacementQueue, PolicyClass, Waiting
+from dynamo.router.queue import Depth, PlacementQueue, PolicyClass, Waiting
 from dynamo.shared.messages import Place, RoutingHints
 
 POLICIES = st.sampled_from(["fcfs", "wspt", "lcfs"])
@@ -154,6 +154,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert depth.requests == len(mine)
             assert depth.raw_isl_tokens == sum(each.place.num_tokens for each in mine)
             assert depth.cached_tokens == sum(each.num_cached_tokens for each in mine)
+            of_sets = [each for key, each in self.queue.depths_of_sets().items() if key[0] == name]
+            assert depth == Depth(*map(sum, zip(*of_sets, strict=True)))
             assert self.limit is None or self.running[name] <= self.limit
 
 
