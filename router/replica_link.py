@@ -73,7 +73,8 @@ class ReplicaLink:
 
     @property
     def traffic(self) -> Traffic:
-        """Also of scopes that are followed no longer. Messages "dropped" are ours: the event plane had no room for them."""
+        """Also of scopes that are followed no longer. Messages "dropped" are ours, for the event plane had no room."""
+        traffic = Traffic()
         for each in (self._past, *(lines.traffic for lines in self._lines.values())):
             traffic.add(each)
         return traffic
