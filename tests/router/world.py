@@ -182,8 +182,8 @@ class World:
 
 
 def _rules(config: RouterConfig, number: int) -> Rules:
-    """Without what differs from one run to the next."""
-    router_id = number if config.router_replica_sync else None
+    """Without what differs from one run to the next. No worker has the id of a router."""
+    router_id = 900 + number if config.router_replica_sync else None
     return msgspec.structs.replace(config.rules, router_id=router_id, first_sequence=number)
 
 
