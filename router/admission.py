@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from dynamo.router.class_queue import PolicyClass
 from dynamo.router.fleet import Fleet
-from dynamo.router.placing import Placing
+from dynamo.router.placing import NO_HINTS, Placing
 from dynamo.router.policy_config import PolicyFile, PolicyProfile
 from dynamo.router.queue import PlacementQueue, Waiting
 from dynamo.router.selectors import Question
@@ -104,10 +104,13 @@ class Admission:
         return self._fleet.most_cached(question.place.block_hashes, question.now) * question.live.block_size
 
 
-def _pin(question: Question) -> tuple[int, int | None] | None:
-    """The one worker that may serve it, by the request's own wish or by its session: it holds up nobody else."""
-    place = question.place
-    if place.instance_id is not None:
-        return place.instance_id, place.dp_rank
+def _pin(question: Question) -> Hashable:
+    """What narrows the choice down, by the request's own wish or by its session; None if nothing does. Whoever waits
+    holds up those who want the same, and nobody else."""
+    place, hints = question.place, question.place.hints or NO_HINTS
     is_bound = question.favoured is not None and len(question.candidates) == 1
-    return (question.candidates[0], question.dp_rank) if is_bound else None
+    instance_id = question.candidates[0] if is_bound else place.instance_id
+    allowed = None if hints.allowed_worker_ids is None else frozenset(hints.allowed_worker_ids)
+    taints = None if hints.constraints is None else frozenset(hints.constraints.required_taints) or None
+    wishes = instance_id, question.dp_rank, allowed, taints
+    return None if wishes == (None,) * len(wishes) else wishes

@@ -53,7 +53,7 @@ class PolicyClass(Struct, frozen=True, kw_only=True):
 
 class Waiting(Struct, kw_only=True, eq=False):
     """One placement in the queue, which owns it while it is there. `key` is (peer, request id); `cached_tokens` is the
-    most that any candidate has of the prompt. `pinned_to` says, in whatever form, which of the set's workers will do; None: all."""
+    most that any candidate has of the prompt. `pinned_to` names, in any form, who of the set will do; None: all."""
 
     key: tuple[bytes, int]
     place: Place
