@@ -150,7 +150,7 @@ def _worker(plan: Plan, model_dir: Path, modes: Sequence[str]) -> Iterator[tuple
     with tempfile.TemporaryDirectory(prefix="dynamo-bench-") as store:
         argv = [sys.executable, "-m", "bench.replay_worker", "--modes", ",".join(modes)]
         argv += ["--model-dir", str(model_dir), "--store", store]
-        worker = Pinned("replay worker", argv, core=LOAD_CORE, env={}, log=plan.out / "worker.log")
+        worker = Pinned("replay worker", argv, cores=(LOAD_CORE,), env={}, log=plan.out / "worker.log")
         try:
             yield Path(store), worker
         finally:

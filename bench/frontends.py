@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,14 +63,16 @@ def anchor_python() -> str:
 
 
 class Pinned:
-    """A process tree pinned to one core, its output in a log file."""
+    """A process tree pinned to some cores, its output in a log file."""
 
-    def __init__(self, name: str, argv: Sequence[str], *, core: int, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], *, cores: Collection[int], env: Mapping[str, str], log: Path
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("wb") as sink:
             self._process = subprocess.Popen(
-                ["taskset", "-c", str(core), *argv],
+                ["taskset", "-c", ",".join(map(str, cores)), *argv],
                 env={**_environment(), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
@@ -108,7 +110,7 @@ class Frontend(Pinned):
         super().__init__(
             system.name,
             [system.python, *COMMON_FLAGS, *system.flags, "--http-host", "127.0.0.1", "--http-port", str(self.port)],
-            core=core,
+            cores=(core,),
             env={"DYN_FILE_KV": str(store)},
             log=log,
         )

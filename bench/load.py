@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self, cast
 
-FIRST_TEXT = re.compile(rb'"content":"[^"]')
+FIRST_TEXT = re.compile(rb'"(?:content|text)":"[^"]')
 END_OF_CHUNKS = b"0\r\n\r\n"
 MAX_DRAIN_S = 60
 
