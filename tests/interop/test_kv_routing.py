@@ -19,6 +19,7 @@ from tests.interop.conftest import open_store
 from tests.support.kv_gateway import KvGateway, Rank, Refusal, Routed, prompt_of
 from tests.support.nats import NatsServer
 from tests.support.processes import paused
+from tests.support.prompt_tree import ask_and_wait, prompt_of_tree
 from tests.support.tcp_line import TcpLine
 from tests.support.waiting import wait_until
 
@@ -238,23 +239,6 @@ def test_claims_and_truth_agree_while_workers_evict(tmp_path: Path) -> None:
         assert num_cached > num_tokens // 4
         assert num_tokens - num_cached > 4 * SMALL * BLOCK_SIZE  # more was computed than both can hold
         assert 0 < gateway.total("dynamo_router_index_holdings") <= 2 * SMALL
-
-
-def prompt_of_tree(draw: random.Random) -> list[int]:
-    """Three ways to go on after each piece, up to eight pieces, and an end of its own."""
-    prompt: list[int] = []
-    node = 0
-    for _ in range(draw.randint(1, 8)):
-        node = node * 3 + draw.randint(1, 3)
-        prompt += prompt_of(node % 3000, 5 * BLOCK_SIZE)
-    return prompt + [draw.randint(1, 1000) for _ in range(TAIL)]
-
-
-def ask_and_wait(gateway: KvGateway, prompt: list[int]) -> Routed:
-    """Until the router has heard what this did to the worker's cache: removals come before what takes the room."""
-    routed = gateway.route(prompt)
-    gateway.wait_until_held(prompt, routed.rank, len(prompt) // BLOCK_SIZE)
-    return routed
 
 
 # ---- what is asked for
