@@ -76,4 +76,5 @@ class Held(Struct):
             self.is_prefill_completed,
             self.num_output_blocks,
             self.wish.block_hashes if with_hashes else b"",
+            self.wish.label,
         )

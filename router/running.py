@@ -12,6 +12,7 @@ from dynamo.router.queue import PlacementQueue
 from dynamo.router.replicas import ReplicaSync
 from dynamo.router.selectors import Choice, Question
 from dynamo.router.table import ModelTable
+from dynamo.router.weights import Weights
 from dynamo.shared.event_plane import EndpointScope
 from dynamo.shared.kv_events import WorkerRank
 from dynamo.shared.messages import ActiveRequest, Place
@@ -57,7 +58,7 @@ class Running:
         limited = policy_class.name if policy_class.max_running_requests is not None else ""
         if limited:
             self._queue.started(limited)
-        note = Note(session_id, limited, self._share(self._replicas, question, choice) if self._replicas else None)
+        note = Note(session_id, limited, self._tell(question, choice))
         if any(note):
             self._notes[key] = note
 
@@ -67,13 +68,17 @@ class Running:
         live = self._table.home_of(active.instance_id)
         if slot is None or live is None or not self.tracks_load:
             return
-        key = (peer, active.request_id)
-        place = Place(active.request_id, live.model, active.num_tokens, active.block_hashes)
-        self._fleet.begin(key, slot, place, 0, live.block_size, self._fleet.weights, now)
+        key, weights = (peer, active.request_id), self._fleet.weights
+        place = Place(active.request_id, live.model, active.num_tokens, active.block_hashes, label=active.label)
+        self._fleet.begin(key, slot, place, 0, live.block_size, weights, now)
         if active.is_prefill_completed:
             self._fleet.sequences.complete_prefill(key)
         if active.num_output_blocks:
             self._fleet.sequences.grow_output(key, active.num_output_blocks)
+        worker = WorkerRank(active.instance_id, active.dp_rank or 0)
+        num_prefill_tokens = 0 if active.is_prefill_completed else active.num_tokens
+        if (shared := self._share(live.scope, place, worker, num_prefill_tokens, weights)) is not None:
+            self._notes[key] = Note(shared=shared)
 
     def complete_prefill(self, key: Key) -> bool:
         """Whether that made room."""
@@ -121,22 +126,29 @@ class Running:
         self._affinity.bind(session_id, choice.instance_id, choice.dp_rank, question.now, place.block_hashes)
         return session_id
 
-    def _share(self, replicas: ReplicaSync, question: Question, choice: Choice) -> tuple[EndpointScope, str] | None:
-        """Replicas know a request by the id that its worker knows too; one without is kept to ourselves."""
+    def _tell(self, question: Question, choice: Choice) -> tuple[EndpointScope, str] | None:
+        """Let replicas know of the request, and of what it brings into the worker's cache."""
         place, scope = question.place, question.live.scope
-        if not place.label:
-            return None
-        weights, hints = choice.weights or self._fleet.weights, place.hints
         worker = WorkerRank(choice.instance_id, choice.dp_rank or 0)
+        if self._replicas is not None and self._fleet.predicted is not None:
+            self._replicas.predicted(scope, worker, place.block_hashes)
+        num_prefill_tokens = max(0, place.num_tokens - choice.cached_tokens)
+        return self._share(scope, place, worker, num_prefill_tokens, choice.weights or self._fleet.weights)
+
+    def _share(
+        self, scope: EndpointScope, place: Place, worker: WorkerRank, num_prefill_tokens: int, weights: Weights
+    ) -> tuple[EndpointScope, str] | None:
+        """Replicas know a request by the id that its worker knows too; one without is kept to ourselves."""
+        if self._replicas is None or not place.label:
+            return None
+        hints = place.hints
         request = RunningRequest(
             place.label,
             worker,
             place.block_hashes if weights.track_active_blocks else b"",
-            max(0, place.num_tokens - choice.cached_tokens),
+            num_prefill_tokens,
             None if hints is None else hints.expected_output_tokens,
             None if hints is None else hints.lora_name,
         )
-        replicas.added(scope, request, tracks_prefill=weights.track_prefill_tokens)
-        if self._fleet.predicted is not None:
-            replicas.predicted(scope, worker, place.block_hashes)
+        self._replicas.added(scope, request, tracks_prefill=weights.track_prefill_tokens)
         return scope, place.label

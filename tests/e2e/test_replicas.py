@@ -101,10 +101,13 @@ def test_the_load_of_one_that_falls_silent_is_forgotten_until_it_speaks_again(ga
     wait_until(lambda: not loads(survivor)[at], "its end")
 
 
-def test_the_load_of_one_whose_router_was_killed_is_forgotten(gateways: list[KvGateway]) -> None:
+def test_a_killed_router_s_load_is_told_by_its_successor(gateways: list[KvGateway]) -> None:
     survivor, victim = gateways[:2]
     at = survivor.ranks()[0]
     with held(victim, prompt_of(1, 20 * BLOCK_SIZE), at):
         wait_until(lambda: loads(survivor)[at] == 20, "the load of the victim")
+        start = len(survivor.log)
         os.kill(victim.pid_of("router"), signal.SIGKILL)
-        wait_until(lambda: not loads(survivor)[at], "it to be forgotten")
+        wait_until(lambda: "is silent" in survivor.log[start:], "the router to be missed")
+        wait_until(lambda: loads(survivor)[at] == 20, "its successor to tell")
+    wait_until(lambda: not loads(survivor)[at], "its end")
