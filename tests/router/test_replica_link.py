@@ -143,11 +143,23 @@ async def test_scopes_come_and_go(plane: Plane) -> None:
             await asyncio.sleep(INTERVAL_S)
 
 
-async def test_a_scope_that_cannot_be_announced_ends_the_link(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    if plane.transport == "nats":
-        pytest.skip("NATS needs no address")
+async def test_a_broker_that_goes_and_comes_back() -> None:
+    with NatsServer() as server:
+        plane = Plane("nats", server)
+        async with plane.router() as one, plane.router() as other:
+            one.add("before")
+            await until(lambda: other.sees(FIRST_ROUTER, "before"))
+            await asyncio.to_thread(server.kill)
+            one.free("before")
+            one.add("meanwhile")
+            other.add("too")
+            await asyncio.to_thread(server.start)
+            await until(lambda: other.sees(FIRST_ROUTER, "meanwhile") and one.sees(FIRST_ROUTER + 1, "too"))
+
+
+async def test_a_scope_that_cannot_be_announced_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_EVENT_PLANE_HOST", "192.0.2.1")
-    discovery = MemDiscovery(plane.store)
+    discovery = MemDiscovery(MemStore())
     await discovery.open()
     link = ReplicaLink(ReplicaSync(1, Host()), discovery, "zmq", lambda: None)
     link.follow([SCOPE])
