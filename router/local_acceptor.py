@@ -92,7 +92,12 @@ class LocalAcceptor:
     def _on_placed(self, placed: Placed) -> None:
         place, asked = self._asked[placed.request_id]
         self._held[placed.request_id] = ActiveRequest(
-            placed.request_id, placed.instance_id, place.num_tokens, placed.dp_rank, block_hashes=place.block_hashes
+            placed.request_id,
+            placed.instance_id,
+            place.num_tokens,
+            placed.dp_rank,
+            block_hashes=place.block_hashes,
+            label=place.label,
         )
         asked.set_result(placed)
 

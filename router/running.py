@@ -75,7 +75,7 @@ class Running:
             self._fleet.sequences.complete_prefill(key)
         if active.num_output_blocks:
             self._fleet.sequences.grow_output(key, active.num_output_blocks)
-        worker = WorkerRank(active.instance_id, active.dp_rank or 0)
+        worker = WorkerRank(*self._fleet.ranks[slot])
         num_prefill_tokens = 0 if active.is_prefill_completed else active.num_tokens
         if (shared := self._share(live.scope, place, worker, num_prefill_tokens, weights)) is not None:
             self._notes[key] = Note(shared=shared)
@@ -129,7 +129,10 @@ class Running:
     def _tell(self, question: Question, choice: Choice) -> tuple[EndpointScope, str] | None:
         """Let replicas know of the request, and of what it brings into the worker's cache."""
         place, scope = question.place, question.live.scope
-        worker = WorkerRank(choice.instance_id, choice.dp_rank or 0)
+        slot = self._fleet.slot_for(choice.instance_id, choice.dp_rank)
+        if slot is None:
+            return None
+        worker = WorkerRank(*self._fleet.ranks[slot])
         if self._replicas is not None and self._fleet.predicted is not None:
             self._replicas.predicted(scope, worker, place.block_hashes)
         num_prefill_tokens = max(0, place.num_tokens - choice.cached_tokens)
