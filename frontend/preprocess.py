@@ -20,7 +20,7 @@ from dynamo.frontend.postprocess import StopRules
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.frontend.routing_wishes import RoutingWishes, routing_wishes
 from dynamo.shared.errors import InvalidRequest
-from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
+from dynamo.shared.hashing import hash_seed, pack_tokens, packed_sequence_hashes
 from dynamo.shared.protocol import (
     OutputOptions,
     PreprocessedRequest,
@@ -193,7 +193,7 @@ def _raw_prompt(request: ChatCompletionRequest) -> str:
 def _packed(ids: list[int], model: Model, param: str) -> bytes:
     if (highest := max(ids)) >= model.vocab_size:
         raise InvalidRequest(f"Token id {highest} is outside the vocabulary of {model.vocab_size} tokens.", param)
-    return b"".join([i.to_bytes(4, "little") for i in ids])
+    return pack_tokens(ids)
 
 
 def _prepared(
