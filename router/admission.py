@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 from dynamo.router.class_queue import PolicyClass
 from dynamo.router.fleet import Fleet
@@ -44,6 +44,10 @@ class Admission:
             return profile.classes[0]
         uncached = question.place.num_tokens - self._cached_tokens(question)
         return profile.classify("" if hints is None else hints.policy_class, max(0, uncached))
+
+    def classes_of(self, model: str) -> Sequence[PolicyClass]:
+        """Those that requests for it may wait in."""
+        return self._profiles.of(model).classes
 
     def class_named(self, name: str) -> PolicyClass:
         return self._classes[name]

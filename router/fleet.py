@@ -115,6 +115,17 @@ class Fleet:
 
     def match(self, block_hashes: bytes, candidates: int, now: float) -> Matches:
         """What ranks hold of a prompt: what their events say or what placements predict, whichever is more."""
+        started = self._clock()
+        found = self._match(block_hashes, candidates, now)
+        self._match_ms.observe((self._clock() - started) * 1000)
+        return found
+
+    def take_match_ms(self) -> Distribution:
+        """How long `match` took, each time since the last call."""
+        taken, self._match_ms = self._match_ms, Distribution(OVERHEAD_MS)
+        return taken
+
+    def _match(self, block_hashes: bytes, candidates: int, now: float) -> Matches:
         predicted = [] if self.predicted is None else self.predicted.match(block_hashes, candidates, now)
         if self.index is None:
             return Matches(predicted, {}, {}, {})

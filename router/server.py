@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from dynamo.router.core import Router
 from dynamo.router.decisions import DecisionLog
 from dynamo.router.intake import Intake
 from dynamo.router.local_acceptor import LOCAL_PEER
+from dynamo.router.metric_parts import Parts
 from dynamo.router.metrics import RouterMetrics
 from dynamo.router.metrics_server import Health
 from dynamo.router.policy_config import ROLES
@@ -46,6 +48,7 @@ class RouterServer:
             random.Random(config.random_seed),
             policies=_policies(config),
             on_decision=self._decisions.note if self._decisions is not None else None,
+            clock=time.perf_counter,
         )
         self._bind = config.bind
         self._discovery = discovery
@@ -57,7 +60,7 @@ class RouterServer:
         self._channel: RouterChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_publishing = False
-        self._metrics = None if metrics_directory is None else RouterMetrics(Registry(metrics_directory, "router"))
+        self._metrics = None if metrics_directory is None else _metrics(config, metrics_directory)
 
     async def serve(self, on_ready: Callable[[], None]) -> None:
         """Until cancelled. The socket opens after discovery's first snapshots are in: nobody is ever told of an empty
@@ -128,7 +131,10 @@ class RouterServer:
 
     def _on_messages(self, peer: bytes, messages: list[AcceptorMessage]) -> None:
         assert self._channel is not None
+        started, num_placed = time.perf_counter(), self._core.num_placed
         self._core.receive(peer, messages, self._loop.time())
+        if self._metrics is not None:
+            self._metrics.note_batch(time.perf_counter() - started, self._core.num_placed - num_placed)
         self._send_outgoing()
         if self._link is not None:
             self._link.flush_soon()
@@ -170,8 +176,16 @@ class RouterServer:
         self.save_metrics()
 
     def save_metrics(self) -> None:
-        if self._metrics is not None:
-            self._metrics.save(self._core, {} if self._decisions is None else self._decisions.take_counts())
+        if self._metrics is None:
+            self._core.drop_counts()
+            return
+        self._metrics.save(
+            Parts(self._core, self._intake, self._nats, self._link, self._channel, self._endpoints, self._decisions)
+        )
+
+
+def _metrics(config: RouterConfig, directory: Path) -> RouterMetrics:
+    return RouterMetrics(Registry(directory, "router"), config.metrics_prefix, config.replica or secrets.token_hex(8))
 
 
 def _decision_log(config: RouterConfig) -> DecisionLog | None:

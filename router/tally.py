@@ -7,8 +7,9 @@ from msgspec import Struct
 from dynamo.router.selectors import Choice
 from dynamo.router.table import LiveSet
 from dynamo.shared.event_plane import EndpointScope
+from dynamo.shared.metrics import Distribution
 
-HIT_RATE_STEPS = 20
+HIT_RATES = tuple(i * 0.05 for i in range(21))
 
 
 class Tally(Struct):
@@ -19,10 +20,10 @@ class Tally(Struct):
     model: str
     worker_type: str
     block_size: int
+    hit_rates: Distribution  # of placements: the share that the chosen rank had
     num_prompt_blocks: int = 0
     num_overlap_blocks: int = 0
     num_best_overlap_blocks: int = 0
-    overlaps: list[int] = []  # placements by the share that the chosen rank had, in steps of a twentieth
     reasons: dict[str, int] = {}
     queue_limits: dict[tuple[str, str], int] = {}  # (policy class, limit that it had reached) of those turned away
 
@@ -32,7 +33,7 @@ class Tally(Struct):
             self.num_prompt_blocks += num_blocks
             self.num_overlap_blocks += choice.overlap_blocks
             self.num_best_overlap_blocks += choice.best_overlap_blocks
-            self.overlaps[-(-HIT_RATE_STEPS * choice.overlap_blocks // num_blocks)] += 1
+            self.hit_rates.observe(choice.overlap_blocks / num_blocks)
 
     def note_turned_away(self, policy_class: str, limit: str) -> None:
         key = (policy_class, limit)
@@ -53,7 +54,7 @@ class Tallies:
         tally = self._by_set.get(live.key)
         if tally is None:
             tally = self._by_set[live.key] = Tally(
-                live.scope, live.model, live.worker_type, live.block_size, overlaps=[0] * (HIT_RATE_STEPS + 1)
+                live.scope, live.model, live.worker_type, live.block_size, Distribution(HIT_RATES)
             )
         return tally
 
