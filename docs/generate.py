@@ -1,4 +1,5 @@
-"""`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults."""
+"""`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults, and
+docs/metrics.md from the metrics that processes register."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.metric_families import Families
 from dynamo.router.config import RouterConfig
+from dynamo.router.metrics import RouterMetrics
 from dynamo.shared.config import Config, Option, flags_of
 from dynamo.shared.log import LogOptions
+from dynamo.shared.metrics import MAX_LABEL_SETS, Distribution, Family, Registry, Value
 from dynamo.worker.config import WorkerConfig
 
-TARGET = Path(__file__).parent / "cli.md"
-INTRODUCTION = """# Flags and variables
+DOCS = Path(__file__).parent
+ABOUT_FLAGS = """# Flags and variables
 
 Written by `make docs` from the config objects; do not edit.
 
@@ -30,10 +34,31 @@ PROGRAMS: list[tuple[str, str, type[Config]]] = [
     ("dynamo-worker", "A built-in engine: `python -m dynamo.worker` is the same.", WorkerConfig),
     ("Logs of all of them", "Variables only.", LogOptions),
 ]
+ABOUT_METRICS = f"""# Metrics
+
+Written by `make docs` from what processes register; do not edit.
+
+A frontend's `/metrics` tells of all its acceptors and of its router together: counters and histograms add up, and go on
+when a process is replaced. A router that runs alone has a `/metrics` of its own (`--metrics-port`). Names below that
+begin with `dynamo_frontend_` begin with `--metrics-prefix` instead if that is set. Names that Dynamo 1.6.1 has too keep
+its meaning and its labels; its counter without `_total` is untyped here, for Prometheus' text has no such counters.
+
+Numbers are at most a second old. Each metric has at most {MAX_LABEL_SETS} sets of labels; what exceeds them is added up
+under the label `other`. Workers that are gone take their gauges along.
+"""
+PREFIX = "dynamo_frontend"
 
 
-def render() -> str:
-    return INTRODUCTION + "".join(_section(*program) for program in PROGRAMS)
+def documents() -> dict[str, str]:
+    """By file name."""
+    return {"cli.md": _cli(), "metrics.md": _metrics()}
+
+
+# ---- flags
+
+
+def _cli() -> str:
+    return ABOUT_FLAGS + "".join(_section(*program) for program in PROGRAMS)
 
 
 def _section(title: str, about: str, config: type[Config]) -> str:
@@ -57,9 +82,32 @@ def _shown(default: Any) -> str:
         return "unset"
     if isinstance(default, bool):
         return "on" if default else "off"
-    package_root = str(TARGET.parent.parent)
+    package_root = str(DOCS.parent)
     return f"`{str(default).removeprefix(package_root).lstrip('/')}`"
 
 
+# ---- metrics
+
+
+def _metrics() -> str:
+    acceptor, router = Registry(DOCS, "acceptor"), Registry(DOCS, "router")
+    Families(acceptor, PREFIX)
+    RouterMetrics(router, PREFIX, "replica")
+    return ABOUT_METRICS + _families("Acceptors", acceptor) + _families("Router", router)
+
+
+def _families(title: str, registry: Registry) -> str:
+    rows = [_family(family) for family in sorted(registry, key=lambda each: each.name)]
+    return f"\n## {title}\n\n| Name | Type | Labels | Meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _family(family: Family[Value] | Family[Distribution]) -> str:
+    name = f"{family.name}_total" if family.kind == "counter" else family.name
+    labels = ", ".join(f"`{label}`" for label in family.label_names)
+    buckets = f" Buckets from {family.bounds[0]:g} to {family.bounds[-1]:g}." if family.bounds else ""
+    return f"| `{name}` | {family.kind} | {labels} | {family.help}{buckets} |"
+
+
 if __name__ == "__main__":
-    TARGET.write_text(render())
+    for name, text in documents().items():
+        (DOCS / name).write_text(text)

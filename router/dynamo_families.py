@@ -63,8 +63,10 @@ class DynamoFamilies:
         queue = f"{prefix}_router_queue"
         self._pending = (
             registry.gauge(f"{queue}_pending_requests", "Requests that wait for a worker with room.", _QUEUE),
-            registry.gauge(f"{queue}_pending_isl_tokens", "Prompt tokens of those requests.", _QUEUE),
-            registry.gauge(f"{queue}_pending_cached_tokens", "Of those, tokens that are cached somewhere.", _QUEUE),
+            registry.gauge(f"{queue}_pending_isl_tokens", "Prompt tokens of requests that wait for a worker.", _QUEUE),
+            registry.gauge(
+                f"{queue}_pending_cached_tokens", "Of waiting requests, prompt tokens that are cached.", _QUEUE
+            ),
         )
         self._backpressure = registry.counter(
             f"{queue}_backpressure",
@@ -98,7 +100,7 @@ class DynamoFamilies:
         )
         self._best_tokens = registry.counter(
             f"{component}_kv_best_eligible_cached_prefix_tokens",
-            "The same for the rank that had most of the prompt, among those that could have been chosen.",
+            "Prompt tokens that the best rank was expected to have on its device, of those that could be chosen.",
             _PLACED,
         )
         self._events_applied = Totals(

@@ -275,12 +275,12 @@ TALLIES = {
         ("model",),
     ),
     "overlap_blocks": TallyMetric(
-        "Of those, blocks that the chosen rank was expected to have on its device.",
+        "KV blocks of prompts that the chosen rank was expected to have on its device.",
         lambda tally: [((tally.model,), tally.num_overlap_blocks)],
         ("model",),
     ),
     "best_overlap_blocks": TallyMetric(
-        "The same for the rank that had most of the prompt, among those that could have been chosen.",
+        "KV blocks of prompts that the best rank was expected to have on its device, of those that could be chosen.",
         lambda tally: [((tally.model,), tally.num_best_overlap_blocks)],
         ("model",),
     ),
