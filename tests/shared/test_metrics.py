@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from dynamo.shared.metrics import MAX_LABEL_SETS, Registry, render
+from dynamo.shared.metrics import MAX_LABEL_SETS, Distribution, Registry, render
 
 
 def scrape(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -44,6 +44,38 @@ def test_histograms_are_cumulative_and_add_up(tmp_path: Path) -> None:
     buckets = [samples["seconds_bucket", (("le", le),)] for le in ("1", "2", "+Inf")]
     assert buckets == [2, 2, 3]
     assert samples["seconds_sum", ()] == 10.5
+
+
+def test_a_counter_may_have_a_name_that_does_not_say_so(tmp_path: Path) -> None:
+    for _life in range(2):
+        registry = Registry(tmp_path, "router")
+        counter = registry.untyped("events_applied", "Events.", ("kind",))
+        registry.take_over()
+        counter.labels("stored").inc(2)
+        registry.save()
+    assert b"# TYPE events_applied untyped" in render(tmp_path)
+    assert scrape(tmp_path) == {("events_applied", (("kind", "stored"),)): 4}
+
+
+def test_a_histogram_takes_in_another() -> None:
+    one, other = Distribution((1.0, 2.0)), Distribution((1.0, 2.0))
+    one.observe(0.5)
+    other.observe(1.5, 2)
+    other.observe(9)
+    one.absorb(other)
+    assert (one.counts, one.sum) == ([1, 2, 1], 12.5)
+
+
+def test_bounds_of_buckets_are_exact(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, "router")
+    registry.histogram("share", "Share.", (3 * 0.05, 1.0, 1e6)).labels()
+    registry.save()
+    assert {dict(labels)["le"] for (name, labels) in scrape(tmp_path) if name == "share_bucket"} == {
+        "0.15000000000000002",
+        "1",
+        "1000000",
+        "+Inf",
+    }
 
 
 def test_a_replacement_continues_the_counters_but_not_the_gauges(tmp_path: Path) -> None:
