@@ -70,8 +70,6 @@ from tests.router.prompts import packed_hashes
 from tests.router.registrations import BLOCK_SIZE, card_value, instance_value, numbers_of
 from tests.router.world import FIRST, World
 
-__all__ = ["BLOCK_SIZE", "Scenario", "blocks", "card_value", "instance_value", "packed_hashes"]
-
 BUCKETS = {"instance": INSTANCES, "card": CARDS, "instances": INSTANCES, "cards": CARDS}
 ENDPOINT = "ns/backend/generate"
 Options = dict[str, str]

@@ -10,7 +10,7 @@ from dynamo.router.core import Router
 from dynamo.router.rules import Rules
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
 from dynamo.shared.messages import ActiveRequest, Free, Goodbye, Heartbeat, Hello, Place, Placed, WorkerFailed
-from tests.router.scenario import card_value, instance_value
+from tests.router.registrations import card_value, instance_value
 
 
 def router_with(workers: dict[str, range], rules: Rules | None = None) -> Router:

@@ -31,7 +31,7 @@ from dynamo.shared.messages import (
     WorkerFailed,
 )
 from dynamo.shared.metrics import render
-from tests.router.scenario import card_value, instance_value
+from tests.router.registrations import card_value, instance_value
 from tests.support.waiting import PATIENCE_S, until
 
 M = TypeVar("M", bound=RouterMessage)

@@ -13,7 +13,7 @@ from dynamo.router.weights import Weights
 from dynamo.shared.card import read_registration
 from dynamo.shared.messages import Place
 from dynamo.shared.protocol import RuntimeConfig
-from tests.router.scenario import card_value
+from tests.router.registrations import card_value
 
 PLACE = Place(1, "m", 100)
 WORKERS = [11, 12, 13, 14]
