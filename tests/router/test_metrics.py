@@ -116,7 +116,7 @@ async def test_what_a_worker_holds_and_gets_is_told(
         assert told.total("dynamo_component_kv_cache_events_applied", event_type="stored", status="ok") == 2
         assert told.total("dynamo_router_kv_event_sources") == 1
         assert told.total("dynamo_router_event_channels", feed="kv_events") == 1
-        assert hit_rates(told) == {"0.3": 0, "0.35": 1}
+        assert hit_rates(told) == {"0.2": 0, "0.4": 1}
         for which in ("selected", "best_eligible"):
             name = f"{COMPONENT}_kv_{which}_cached_prefix_tokens_total"
             assert told.total(name, model="m", phase="aggregated", **OF_COMPONENT) == BLOCK_SIZE
@@ -127,7 +127,7 @@ async def test_what_a_worker_holds_and_gets_is_told(
 
 
 def hit_rates(told: Metrics) -> dict[str, int]:
-    return {le: told.total(f"{COMPONENT}_kv_hit_rate_bucket", le=le, **OF_COMPONENT) for le in ("0.3", "0.35")}
+    return {le: told.total(f"{COMPONENT}_kv_hit_rate_bucket", le=le, **OF_COMPONENT) for le in ("0.2", "0.4")}
 
 
 def requests(told: Metrics) -> dict[str, int]:
