@@ -40,11 +40,15 @@ class Intake:
         self.load: LoadFeed | None = None
         self.feed: EventFeed | None = None
         self.warm_start = _warm_start(config, router, nats)
+        self._restored_positions: dict[str, int] = {}
+
+    async def restore(self) -> None:
+        """Before the first worker is known: what a predecessor knew of it comes with it."""
+        if self.warm_start is not None:
+            self._restored_positions = await self.warm_start.restore(asyncio.get_running_loop().time())
 
     async def open(self) -> None:
-        """Before the first worker is known: a snapshot is restored, and sources are asked as their workers come."""
-        loop = asyncio.get_running_loop()
-        positions = {} if self.warm_start is None else await self.warm_start.restore(loop.time())
+        """When the workers that are there are known: what a broker kept of events whose rank is not would be lost."""
         if self._router.sources is None:
             return
         self._responses = ResponseServer(self._host, 0, max_message_size=MAX_ANSWER_BYTES)
@@ -56,7 +60,7 @@ class Intake:
             RecoveryClient(self._client),
             self._nats,
             is_relevant=self._is_relevant,
-            durable=self._durable(positions),
+            durable=self._durable(),
         )
         await self.feed.open()
 
@@ -101,10 +105,11 @@ class Intake:
             return self._config.tcp_response_stream_host
         return "127.0.0.1" if self._config.discovery_backend in {"file", "mem"} else routable_host()
 
-    def _durable(self, positions: dict[str, int]) -> DurableRules | None:
+    def _durable(self) -> DurableRules | None:
         if not self._config.router_durable_kv_events:
             return None
-        return DurableRules(replica=self._config.router_replica_name or socket.gethostname(), positions=positions)
+        replica = self._config.router_replica_name or socket.gethostname()
+        return DurableRules(replica=replica, positions=self._restored_positions)
 
 
 def _warm_start(config: RouterConfig, router: Router, nats: NatsConnection) -> WarmStart | None:

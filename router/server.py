@@ -67,9 +67,10 @@ class RouterServer:
         table by a router that has only just started."""
         watches = {bucket: aiter(self._discovery.watch(bucket)) for bucket in (INSTANCES, CARDS)}
         try:
-            await self._intake.open()
+            await self._intake.restore()
             for bucket, watch in watches.items():
                 self._core.discover(bucket, await anext(watch), self._loop.time())
+            await self._intake.open()
             self._publish()
             self._channel = RouterChannel(self._bind, on_messages=self._on_messages, on_lost=self._core.forget)
             log.info("routing to %d workers, at %s", len(self._core.table.workers), self._channel.address)

@@ -230,10 +230,11 @@ async def test_the_load_of_a_killed_replica_ends(tmp_path: Path) -> None:
 
 
 def kill_all(gateway: KvGateway) -> None:
-    children = [gateway.pid_of("router"), *gateway.acceptors()]
-    gateway.kill()
-    for child in children:
+    """At once: a router whose supervisor has died would say goodbye."""
+    gateway.signal(signal.SIGSTOP)
+    for child in (gateway.pid_of("router"), *gateway.acceptors()):
         os.kill(child, signal.SIGKILL)
+    gateway.kill()
 
 
 async def test_a_killed_acceptor_takes_only_its_own_load_along(tmp_path: Path) -> None:
