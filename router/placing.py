@@ -114,11 +114,12 @@ class Placing:
                 f"{_whose(place)} has no worker with the instance id {place.instance_id}.",
             )
         wanted = members if place.instance_id is None else {place.instance_id}
-        slot_of = self._fleet.ranks.slot_of
-        if place.dp_rank is not None and not any(slot_of(i, place.dp_rank) is not None for i in wanted):
-            return refused(
-                place, "invalid_value", f"{_whose(place)} has no worker with the data parallel rank {place.dp_rank}."
-            )
+        with_rank = ""
+        if place.dp_rank is not None:
+            wanted = {i for i in wanted if self._fleet.ranks.slot_of(i, place.dp_rank) is not None}
+            with_rank = f" with the data parallel rank {place.dp_rank}"
+        if not wanted:
+            return refused(place, "invalid_value", f"{_whose(place)} has no worker{with_rank}.")
         hints = place.hints
         if hints is None or (hints.allowed_worker_ids is None and hints.constraints is None):
             return None
@@ -126,7 +127,7 @@ class Placing:
             return refused(
                 place,
                 "invalid_value",
-                f"{_whose(place)} has no worker that is among the allowed ones and has the required taints.",
+                f"{_whose(place)} has no worker{with_rank} that is among the allowed ones and has the required taints.",
             )
         return None
 
