@@ -25,9 +25,16 @@ class Acceptor:
 
 class Acceptors:
     """The acceptors that said hello and were not lost since. `num_active` sums up what they hold, per instance;
-    `on_freed` is told of each request (peer, request id) that is over, however it ended."""
+    `on_freed` is told of each request (peer, request id) that is over, however it ended, and `on_left` of each peer
+    that is nobody's any more."""
 
-    def __init__(self, max_acceptors: int, max_active: int, on_freed: Callable[[bytes, int], None]) -> None:
+    def __init__(
+        self,
+        max_acceptors: int,
+        max_active: int,
+        on_freed: Callable[[bytes, int], None],
+        on_left: Callable[[bytes], None],
+    ) -> None:
         self.by_peer: dict[bytes, Acceptor] = {}
         self.num_active: dict[int, int] = {}
         self._num_ended: dict[int, int] = {}
@@ -35,12 +42,13 @@ class Acceptors:
         self._max_acceptors = max_acceptors
         self._max_active = max_active  # per acceptor
         self._on_freed = on_freed
+        self._on_left = on_left
 
     def __len__(self) -> int:
         return len(self.by_peer)
 
     def greet(self, peer: bytes, hello: Hello, now: float) -> Acceptor | None:
-        """Take an acceptor in with what it says it holds; None when there are too many."""
+        """Take an acceptor in; None when there are too many."""
         acceptor = self._by_name.get(hello.acceptor)
         if acceptor is None or acceptor.incarnation != hello.incarnation or acceptor.peer != peer:
             self._leave_place(peer, hello)
@@ -48,11 +56,15 @@ class Acceptors:
                 return None
             acceptor = Acceptor(hello.acceptor, hello.incarnation, peer, now)
             self.by_peer[peer] = self._by_name[hello.acceptor] = acceptor
-        # On an unbroken connection what we hold beyond `active` is an answer still on its way: it stays.
-        for active in hello.active:
-            if self.has_room(acceptor):
-                self.charge(acceptor, active.request_id, active.instance_id)
         return acceptor
+
+    def resume(self, acceptor: Acceptor, request_id: int, instance_id: int) -> bool:
+        """Take in a request that runs already; whether that is news, and there is room for it. What is held beyond
+        those announced is an answer still on its way: it stays."""
+        if acceptor.active.get(request_id) == instance_id or not self.has_room(acceptor):
+            return False
+        self.charge(acceptor, request_id, instance_id)
+        return True
 
     def _leave_place(self, peer: bytes, hello: Hello) -> None:
         for predecessor in (self._by_name.get(hello.acceptor), self.by_peer.get(peer)):
@@ -92,11 +104,11 @@ class Acceptors:
             self.free(acceptor, request_id)
         del self.by_peer[acceptor.peer]
         del self._by_name[acceptor.name]
+        self._on_left(acceptor.peer)
 
-    def expire(self, silent_since: float) -> list[bytes]:
-        """Free what acceptors hold that were not heard since then; their peers."""
+    def expire(self, silent_since: float) -> None:
+        """Free what acceptors hold that were not heard since then."""
         silent = [a for a in self.by_peer.values() if a.last_seen < silent_since]
         for acceptor in silent:
             log.warning("acceptor %s is silent; freeing its %d requests", acceptor.name, len(acceptor.active))
             self.leave(acceptor)
-        return [acceptor.peer for acceptor in silent]

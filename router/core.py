@@ -80,7 +80,7 @@ class Router:
         clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.rules = rules
-        self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed)
+        self.acceptors = Acceptors(rules.max_acceptors, rules.max_active_per_acceptor, self._on_freed, self._on_left)
         self.fleet = Fleet(
             rng,
             self.acceptors.num_active,
@@ -184,14 +184,14 @@ class Router:
 
     def forget(self, peer: bytes) -> None:
         """The peer is gone: free what it held, and what it waited for."""
-        self.queue.remove_peer(peer)
         if (acceptor := self.acceptors.by_peer.get(peer)) is not None:
             self.acceptors.leave(acceptor)
+        else:
+            self.queue.remove_peer(peer)
 
     def tick(self, now: float) -> None:
         self._now = now
-        for peer in self.acceptors.expire(now - self.rules.acceptor_expiry_s):
-            self.queue.remove_peer(peer)
+        self.acceptors.expire(now - self.rules.acceptor_expiry_s)
         self.table.end_inhibitions(now)
         if self.affinity is not None:
             self.affinity.expire(now)
@@ -232,7 +232,7 @@ class Router:
                 log.error("turned acceptor %s away: there are %d already", hello.acceptor, len(self.acceptors))
             return
         for active in hello.active:
-            if active.request_id in acceptor.active:
+            if self.acceptors.resume(acceptor, active.request_id, active.instance_id):
                 self.running.resume(peer, active, now)
         workers, sets = self.table.published()
         self._say(peer, Welcome(self.rules.router_mode, self.table.version, workers, sets, self.settings))
@@ -319,6 +319,9 @@ class Router:
 
     def _on_freed(self, peer: bytes, request_id: int) -> None:
         self._has_room |= self.running.end((peer, request_id), self._now)
+
+    def _on_left(self, peer: bytes) -> None:
+        self.queue.remove_peer(peer)
 
     def _serve_queue(self, now: float) -> None:
         if not self._has_room:
