@@ -218,6 +218,11 @@ class RouterClient:
         except _RouterAway:
             return None
 
+    def _ask_again(self) -> None:
+        for request_id, question in self._asked.items():
+            question.deadline = self._loop.time() + PLACE_TIMEOUT_S
+            self._channel.send(question.wish.message(request_id))
+
     # ---- placing without a router
 
     def _place_locally(self, request_id: int, wish: PlacementWish) -> Placed:
@@ -325,6 +330,8 @@ class RouterClient:
             self._on_table(delta.workers_down)
         elif self.is_connected:
             self._hello()
+            if not delta.version:  # the router took us for dead, and has dropped what we wait for
+                self._ask_again()
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._beat)

@@ -257,6 +257,17 @@ async def test_a_queued_request_that_is_cancelled_is_taken_back(
     assert await router.hear(Free) == Free(1)
 
 
+async def test_a_router_that_has_forgotten_who_waits_is_asked_again(
+    client: RouterClient, router: ScriptedRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await queued(client, router, monkeypatch)
+    router.answer = lambda place: Placed(place.request_id, 2, "set")
+    router.say(TableDelta(0))
+    async with asyncio.timeout(5):
+        assert (await task).instance_id == 2
+    assert (client.num_timeouts, client.num_local_placements) == (0, 0)
+
+
 async def test_a_queue_that_is_lost_with_its_router_fails_nobody(
     client: RouterClient, router: ScriptedRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
