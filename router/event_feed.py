@@ -153,6 +153,7 @@ class EventFeed:
 
     def _work(self) -> None:
         """Answers may be large: a piece per turn."""
+        self._is_working = False  # also when this fails
         self._is_working = self.sources.work(BLOCKS_PER_TURN, self._loop.time())
         if self._is_working:
             self._loop.call_soon(self._work)

@@ -6,10 +6,10 @@ endpoint. Hashes are u64; see `hashing`.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from dynamo.shared.event_plane import EndpointScope, Scope
 from dynamo.shared.protocol import Instance
@@ -19,13 +19,15 @@ LOAD_TOPIC = "kv_metrics"
 TIERS = ("device", "host_pinned", "disk", "external")
 CLEARED: Final = "cleared"
 
+Hash: TypeAlias = Annotated[int, Meta(ge=0)]  # u64; a decoder cannot state bounds above i64
+
 
 class StoredBlock(Struct, gc=False):
     """`block_hash` is the engine's own name of the block and all before it, opaque to us; `tokens_hash` is the hash of
     its tokens alone."""
 
-    block_hash: int
-    tokens_hash: int
+    block_hash: Hash
+    tokens_hash: Hash
     mm_extra_info: Any = None
 
 
@@ -33,12 +35,12 @@ class Stored(Struct, gc=False):
     """Consecutive blocks; the first follows `parent_hash` (an engine hash), or starts a sequence."""
 
     blocks: list[StoredBlock]
-    parent_hash: int | None = None
+    parent_hash: Hash | None = None
     start_position: int | None = None
 
 
 class Removed(Struct, gc=False):
-    block_hashes: list[int]
+    block_hashes: list[Hash]
 
 
 class Change(Struct, gc=False, omit_defaults=True):

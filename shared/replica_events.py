@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
@@ -24,11 +24,14 @@ REPLICA_TOPIC = "gateway_replica_events"
 PREFILL_COMPLETED = "MarkPrefillCompleted"
 FREE = "Free"
 
+NumTokens: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 40)]  # sums of them must fit into i64
+Sequence: TypeAlias = Annotated[int, Meta(ge=0, lt=(1 << 63) - 1)]  # the next one is u64 too
+
 # --------------------------------------------------------------------------- Dynamo's
 
 
 class PrefillLoad(Struct, gc=False):
-    initial_effective_prefill_tokens: int
+    initial_effective_prefill_tokens: NumTokens
     expected_prefill_duration: Any = None
 
 
@@ -38,7 +41,7 @@ class AddRequest(Struct):
 
     token_sequence: Raw
     track_prefill_tokens: bool = True
-    expected_output_tokens: int | None = None
+    expected_output_tokens: NumTokens | None = None
     prefill_load_hint: PrefillLoad | None = None
 
     @property
@@ -75,7 +78,7 @@ class AffinityBinding(Struct, frozen=True):
     session_id: str
     worker_id: int
     dp_rank: int | None
-    sequence: int
+    sequence: Sequence
     writer_id: int
 
 
@@ -114,8 +117,8 @@ class RunningRequest(ReplicaMessage, frozen=True):
     request_id: str
     worker: WorkerRank
     block_hashes: bytes
-    num_prefill_tokens: int
-    expected_output_tokens: int | None = None
+    num_prefill_tokens: NumTokens
+    expected_output_tokens: NumTokens | None = None
     lora_name: str | None = None
 
 

@@ -158,3 +158,23 @@ def test_our_own_messages_survive_the_way() -> None:
     update = decode_update(join_update(ROUTER_ID, [encode(message) for message in messages]))
     assert update.router_id == ROUTER_ID
     assert update.messages == messages
+
+
+@pytest.mark.parametrize("num_tokens", [-1, 2**40, 2**64 - 1])
+def test_numbers_that_would_break_sums_are_refused(num_tokens: int) -> None:
+    added = AddRequest(pack_hashes(PROMPT), True, None, PrefillLoad(num_tokens))
+    with pytest.raises(msgspec.ValidationError):
+        decode_active_sequences(encode(ActiveSequenceEvent("r", WORKER, Addition(added), ROUTER_ID)))
+    update = join_update(ROUTER_ID, [encode(SnapshotSlice(1, 0, True, Position(1, 2, 3), [_running(num_tokens)]))])
+    with pytest.raises(msgspec.ValidationError):
+        decode_update(update)
+
+
+def _running(num_tokens: int) -> RunningRequest:
+    return RunningRequest("r", WORKER, PROMPT, num_tokens)
+
+
+@pytest.mark.parametrize("sequence", [-1, 2**63 - 1, 2**64 - 1])
+def test_a_binding_after_which_none_could_be_newer_is_refused(sequence: int) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        decode_binding(encode(AffinityBinding("s", 1, None, sequence, ROUTER_ID)))
