@@ -89,7 +89,7 @@ class Acceptor:
         metrics_directory = Path(own.run_dir) / "metrics"
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "model-loader")
-        self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix)
+        self._metrics = FrontendMetrics(Registry(metrics_directory, own.name), config.metrics_prefix, own.replica)
         self._loop_delay = LoopDelay(self._metrics.families)
         self._router = RouterClient(own.router_endpoint, own.router_name, self._on_table, config.inhibited_duration_s)
         self._models = ModelRegistry(self._router.table, _model_loader(config).load, self._executor, own.started_at)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynamo.shared.metrics import Distribution, Family, Labels, Merge, Registry, Value
+from dynamo.shared.metrics import OVERHEAD_MS, Distribution, Family, Labels, Merge, Registry, Value
 
 Bounds = tuple[float, ...]
 
@@ -33,6 +33,7 @@ class Histogram(NamedTuple):
 _MODEL = ("model",)
 _REQUEST = ("model", "endpoint", "request_type")
 _MIGRATION = ("model", "migration_type")
+_ROUTER = ("router_id",)
 _RANK = ("worker_id", "dp_rank", "worker_type")
 
 _TOKENS = (50.0, 100.0, 210.0, 430.0, 870.0, 1800.0, 3600.0, 7400.0, 15000.0, 31000.0, 63000.0, 130000.0)
@@ -63,7 +64,6 @@ _STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 _LOOP_DELAY = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _ROUND_TRIP = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _HASHING_MS = tuple(0.001 * 2**i for i in range(15))
-_OVERHEAD_MS = tuple(0.01 * 3**i for i in range(17))
 
 COUNTERS = {
     "requests": Counter("Requests that ended.", (*_REQUEST, "status", "error_type")),
@@ -122,8 +122,8 @@ HISTOGRAMS = {
     "stage_duration_seconds": Histogram("Time in a stage of the pipeline.", _STAGES, ("stage",)),
     "event_loop_delay_seconds": Histogram("How late the event loop runs what is due.", _LOOP_DELAY),
     "dynamo_request_plane_roundtrip_ttft_seconds": Histogram("From placement to the first token.", _ROUND_TRIP),
-    "dynamo_router_overhead_block_hashing_ms": Histogram("Hashing the blocks of a prompt, in ms.", _HASHING_MS),
-    "dynamo_router_overhead_total_ms": Histogram("Hashing and placement of a request, in ms.", _OVERHEAD_MS),
+    "dynamo_router_overhead_block_hashing_ms": Histogram("Hashing a prompt's blocks, in ms.", _HASHING_MS, _ROUTER),
+    "dynamo_router_overhead_total_ms": Histogram("Hashing and placement of a request, in ms.", OVERHEAD_MS, _ROUTER),
 }
 
 

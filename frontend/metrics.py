@@ -16,7 +16,7 @@ from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.router_client import RouterClient
 from dynamo.shared.errors import DynamoError
 from dynamo.shared.messages import Placed
-from dynamo.shared.metrics import Distribution, Registry, Value
+from dynamo.shared.metrics import Distribution, Registry, Value, router_id_of
 
 MAX_UNCOUNTED = 1024  # requests that have ended and are not counted yet; all are before numbers are saved
 UNKNOWN_MODEL = "unknown_model"  # the label of every name that is not served: clients must not invent label values
@@ -171,7 +171,9 @@ class _OfWorkers:
 
 
 class FrontendMetrics:
-    def __init__(self, registry: Registry, prefix: str) -> None:
+    """`prefix` is that of --metrics-prefix, `replica` names the router that places our requests."""
+
+    def __init__(self, registry: Registry, prefix: str, replica: str) -> None:
         self.registry = registry
         families = self.families = Families(registry, prefix)
         registry.take_over()
@@ -183,8 +185,9 @@ class FrontendMetrics:
             stages.labels("transport_roundtrip"),
             families.histograms["dynamo_request_plane_roundtrip_ttft_seconds"].labels(),
         )
-        self._hashing_ms = families.histograms["dynamo_router_overhead_block_hashing_ms"].labels()
-        self._routing_ms = families.histograms["dynamo_router_overhead_total_ms"].labels()
+        router_id = str(router_id_of(replica))
+        self._hashing_ms = families.histograms["dynamo_router_overhead_block_hashing_ms"].labels(router_id)
+        self._routing_ms = families.histograms["dynamo_router_overhead_total_ms"].labels(router_id)
         self._models: dict[str, _OfModel] = {}
         self._workers = _OfWorkers(families)
         self._running: dict[int, RequestRecord] = {}  # begun and not ended, by identity

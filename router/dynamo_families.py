@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import xxhash
-
 from dynamo.router.class_queue import PolicyClass
 from dynamo.router.core import Router
 from dynamo.router.event_counts import Applied
-from dynamo.router.fleet import OVERHEAD_MS
 from dynamo.router.metric_parts import Row, Totals
 from dynamo.router.table import LiveSet
 from dynamo.router.tally import HIT_RATES, Tally
-from dynamo.shared.metrics import Registry
+from dynamo.shared.metrics import OVERHEAD_MS, Registry, router_id_of
 
 QUEUE_LIMITS = {
     "requests": "request_limit",
@@ -45,7 +42,7 @@ class DynamoFamilies:
     """`replica` tells this router from others, and stays the same when its process is replaced."""
 
     def __init__(self, registry: Registry, prefix: str, replica: str) -> None:
-        own_id = xxhash.xxh3_64_intdigest(replica.encode())
+        own_id = router_id_of(replica)
         self._own_id = f"{own_id:x}"
         self._router = (str(own_id), self._own_id)
         self._homes: dict[int, _Home] = {}

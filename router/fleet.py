@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Mapping
-from itertools import accumulate, repeat
-from operator import mul
 from typing import TYPE_CHECKING
 
 from dynamo.router.active import ActiveSequences
@@ -15,14 +13,11 @@ from dynamo.router.prefix_tree import Prefixes
 from dynamo.router.ranks import Ranks
 from dynamo.router.weights import Weights
 from dynamo.shared.messages import Candidate, Place
-from dynamo.shared.metrics import Distribution
+from dynamo.shared.metrics import OVERHEAD_MS, Distribution
 from dynamo.shared.protocol import RuntimeConfig
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner  # with numpy
-
-
-OVERHEAD_MS = tuple(accumulate(repeat(3.0, 16), mul, initial=0.01))
 
 
 class Fleet:

@@ -12,10 +12,13 @@ import contextlib
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, repeat
+from operator import mul
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import msgspec
+import xxhash
 from msgspec import Struct
 from prometheus_client import generate_latest
 from prometheus_client.core import (
@@ -30,6 +33,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABEL_SETS = 1000  # per family; further ones are counted under "other"
 SUFFIX = ".metrics"
+OVERHEAD_MS = tuple(accumulate(repeat(3.0, 16), mul, initial=0.01))  # the buckets of `dynamo_router_overhead_*_ms`
 
 Kind = Literal["counter", "untyped", "gauge", "histogram"]
 Merge = Literal["sum", "max"]
@@ -200,6 +204,11 @@ class Registry:
             )
             for family in self._families.values()
         ]
+
+
+def router_id_of(replica: str) -> int:
+    """What Dynamo's metrics call a router by: here the same for all processes of a replica and those after them."""
+    return xxhash.xxh3_64_intdigest(replica.encode())
 
 
 def render(directory: Path) -> bytes:
