@@ -11,6 +11,7 @@ from dynamo.router.overload import OverloadMonitor
 from dynamo.router.ranks import Rank
 from dynamo.router.selectors import Question
 from dynamo.router.table import LiveSet, ModelTable
+from dynamo.router.weights import Weights
 from dynamo.shared.messages import Place, Refused, RoutingHints
 from dynamo.shared.protocol import RoutingConstraints
 
@@ -121,7 +122,7 @@ class Placing:
         if not wanted:
             return refused(place, "invalid_value", f"{_whose(place)} has no worker{with_rank}.")
         hints = place.hints
-        if hints is None or (hints.allowed_worker_ids is None and hints.constraints is None):
+        if hints is None:
             return None
         if not any(self._is_wanted(instance_id, hints) for instance_id in wanted):
             return refused(
@@ -129,7 +130,7 @@ class Placing:
                 "invalid_value",
                 f"{_whose(place)} has no worker{with_rank} that is among the allowed ones and has the required taints.",
             )
-        return None
+        return _check_weights(place, hints)
 
     def _is_wanted(self, instance_id: int, hints: RoutingHints) -> bool:
         if hints.allowed_worker_ids is not None and instance_id not in hints.allowed_worker_ids:
@@ -241,6 +242,15 @@ class Placing:
 def session_key(model: str, session_id: str) -> str:
     """A session has a binding per model: one that uses two would otherwise move with each turn."""
     return f"{model}{SEPARATOR}{session_id}"
+
+
+def _check_weights(place: Place, hints: RoutingHints) -> Refused | None:
+    if hints.router_config is not None:
+        try:
+            Weights().overridden(hints.router_config)
+        except ValueError as error:
+            return refused(place, "invalid_value", f"router_config_override: {error}")
+    return None
 
 
 def _whose(place: Place) -> str:
