@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from dynamo.router.selectors import Choice
 from dynamo.router.table import LiveSet
-from dynamo.shared.event_plane import EndpointScope
 from dynamo.shared.metrics import Distribution
 
-HIT_RATES = tuple(i * 0.05 for i in range(21))
+HIT_RATE_STEPS = 20
+HIT_RATES = tuple(step * 0.05 for step in range(HIT_RATE_STEPS + 1))
 
 
-class Tally(Struct):
-    """Of the workers of one set, by the blocks of prompts: how many they had, how many of them the chosen rank had on
-    its device, and how many the best of those that might have been chosen."""
+class Tally:
+    """Of the workers of one set. By the blocks of prompts: how many they had, how many of them the chosen rank was
+    expected to have on its device, and how many the best of those that could be chosen.
 
-    scope: EndpointScope
-    model: str
-    worker_type: str
-    block_size: int
-    hit_rates: Distribution  # of placements: the share that the chosen rank had
-    num_prompt_blocks: int = 0
-    num_overlap_blocks: int = 0
-    num_best_overlap_blocks: int = 0
-    reasons: dict[str, int] = {}
-    queue_limits: dict[tuple[str, str], int] = {}  # (policy class, limit that it had reached) of those turned away
+    `queue_limits` counts whom a full queue turned away, by policy class and the limit that it had reached.
+    """
+
+    __slots__ = (
+        "_hit_rate_sum",
+        "_hits",
+        "block_size",
+        "model",
+        "num_best_overlap_blocks",
+        "num_overlap_blocks",
+        "num_prompt_blocks",
+        "queue_limits",
+        "reasons",
+        "scope",
+        "worker_type",
+    )
+
+    def __init__(self, live: LiveSet) -> None:
+        self.scope = live.scope
+        self.model = live.model
+        self.worker_type = live.worker_type
+        self.block_size = live.block_size
+        self.num_prompt_blocks = 0
+        self.num_overlap_blocks = 0
+        self.num_best_overlap_blocks = 0
+        self.reasons: dict[str, int] = {}
+        self.queue_limits: dict[tuple[str, str], int] = {}
+        self._hits = [0] * (HIT_RATE_STEPS + 1)
+        self._hit_rate_sum = 0.0
 
     def note_placed(self, choice: Choice, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if num_blocks := choice.prompt_blocks:
+            num_overlap = choice.overlap_blocks
             self.num_prompt_blocks += num_blocks
-            self.num_overlap_blocks += choice.overlap_blocks
+            self.num_overlap_blocks += num_overlap
             self.num_best_overlap_blocks += choice.best_overlap_blocks
-            self.hit_rates.observe(choice.overlap_blocks / num_blocks)
+            self._hits[-(-HIT_RATE_STEPS * num_overlap // num_blocks)] += 1
+            self._hit_rate_sum += num_overlap / num_blocks
 
     def note_turned_away(self, policy_class: str, limit: str) -> None:
         key = (policy_class, limit)
@@ -42,6 +61,13 @@ class Tally(Struct):
     @property
     def num_placed(self) -> int:
         return sum(self.reasons.values())
+
+    @property
+    def hit_rates(self) -> Distribution:
+        """The share that the chosen rank had of each prompt."""
+        rates = Distribution(HIT_RATES)
+        rates.restore([*self._hits, 0, self._hit_rate_sum])
+        return rates
 
 
 class Tallies:
@@ -53,9 +79,7 @@ class Tallies:
     def of(self, live: LiveSet) -> Tally:
         tally = self._by_set.get(live.key)
         if tally is None:
-            tally = self._by_set[live.key] = Tally(
-                live.scope, live.model, live.worker_type, live.block_size, Distribution(HIT_RATES)
-            )
+            tally = self._by_set[live.key] = Tally(live)
         return tally
 
     def take(self) -> list[Tally]:
