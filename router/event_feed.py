@@ -106,7 +106,7 @@ class EventFeed:
     def _source_up(self, put: Put) -> None:
         try:
             source = _decode_source(put.value)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             self._note_malformed(f"event source {put.key}", error)
             self.sources.source_down(put.key, self._loop.time())
             return

@@ -81,7 +81,7 @@ class ChannelWatch:
                 self.num_left_out += 1
                 return
             self._subscribers[channel.topic].connect(channel)
-        except (msgspec.MsgspecError, OSError) as error:
+        except (msgspec.MsgspecError, RecursionError, OSError) as error:
             self._note_unusable(put.key, error)
             return
         self._channels[put.key] = channel

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dynamo.shared.discovery import EVENT_SOURCES
+from dynamo.shared.discovery.file import FileDiscovery
 from dynamo.shared.kv_events import LoadReport
 from tests.router.event_world import RouterSide, load_feed, load_publisher, open_router, open_worker
 from tests.support.nats import NatsServer
@@ -52,6 +54,18 @@ async def test_a_worker_that_leaves_holds_nothing(event_plane: str) -> None:
             await router.agrees_with(worker)
         await until(lambda: not router.held(worker))
         await until(lambda: feed.channels.num_channels == 0)
+
+
+async def test_sources_that_cannot_be_read_do_not_disturb_others(tmp_path: Path) -> None:
+    router = RouterSide()
+    async with open_router(router) as feed, open_worker("zmq") as worker:
+        discovery = FileDiscovery(tmp_path)
+        for number, value in enumerate((b"{", b'{"type":"EventSource","more":' + b'{"a":' * 50_000)):
+            await discovery.publish(EVENT_SOURCES, f"bad/{number}", value)
+        await until(lambda: feed.num_malformed == 2)
+        worker.store(1)
+        await router.agrees_with(worker)
+        await discovery.close()
 
 
 @BOTH_PLANES

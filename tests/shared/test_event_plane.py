@@ -267,6 +267,7 @@ async def test_channels_that_cannot_be_used_do_not_disturb_others(server: NatsSe
     bad = [
         b"{",
         b'{"type":"Model"}',
+        b'{"transport":{"kind":"Zmq","config":' + b'{"a":' * 50_000,
         channel("Zmq"),
         channel("Zmq", endpoint="tcp://nowhere"),
         channel("Nats", subject_prefix="everything.>"),
