@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -162,6 +164,35 @@ def test_a_snapshot_makes_a_router_warm_without_asking_anybody(tmp_path: Path) -
         assert_all_match(gateway, prompts)
 
 
+def test_a_broker_tells_what_happened_while_no_router_was_there(tmp_path: Path) -> None:
+    """The workers are stopped when the router comes back, so only the broker and a snapshot can have told it."""
+    durable = (
+        "--router-durable-kv-events",
+        f"--router-snapshot={tmp_path / 'snapshot'}",
+        "--router-snapshot-interval-secs=1",
+    )
+    with (
+        NatsServer() as nats,
+        started(with_events(file_store(tmp_path / "store"), "nats", nats)) as workers,
+        workers.gateway() as other,
+        workers.gateway(*durable) as gateway,
+        ExitStack() as stack,
+    ):
+        prompts = compute_everywhere(gateway)
+        for _ in range(2):  # the first may have begun before
+            wait_for_another(tmp_path / "snapshot")
+        with paused(gateway.pid):  # or it would start another router at once
+            is_back = gateway.kill_router()
+            missed = compute_everywhere(other)
+            for mocker in workers.mockers:
+                stack.enter_context(paused(mocker.pid))
+        wait_until(is_back, "another router")
+        wait_until_all_held(gateway, prompts)
+        wait_until_all_held(gateway, missed)
+        stack.close()
+        assert_all_match(gateway, missed)
+
+
 def test_events_lost_on_a_broken_line_are_asked_for(tmp_path: Path) -> None:
     """The next event to come shows that some are missing."""
     store = file_store(tmp_path)
@@ -239,6 +270,33 @@ def test_claims_and_truth_agree_while_workers_evict(tmp_path: Path) -> None:
         assert num_cached > num_tokens // 4
         assert num_tokens - num_cached > 4 * SMALL * BLOCK_SIZE  # more was computed than both can hold
         assert 0 < gateway.total("dynamo_router_index_holdings") <= 2 * SMALL
+
+
+@pytest.mark.parametrize("event_plane", ["zmq", "nats"])
+def test_claims_and_truth_agree_again_after_everything_died(tmp_path: Path, event_plane: str) -> None:
+    """Routers and the NATS server, while several clients keep two small caches busy."""
+    with (
+        NatsServer() as nats,
+        started(with_events(file_store(tmp_path), event_plane, nats), f"--num-gpu-blocks-override={SMALL}") as workers,
+        workers.gateway() as gateway,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        draw = random.Random(5)
+        busy = [clients.submit(gateway.route, prompt_of_tree(draw)) for _ in range(2 * NUM_CHURN)]
+        for some in (busy[: NUM_CHURN // 3], busy[:NUM_CHURN]):
+            futures.wait(some)
+            is_back = gateway.kill_router()
+            nats.kill()
+            wait_until(is_back, "another router")
+            nats.start()
+        for each in busy:
+            each.result()
+        for _ in range(2):
+            for rank in gateway.ranks():
+                compute(gateway, rank, 30 * BLOCK_SIZE)
+        for _ in range(NUM_CHURN // 3):
+            routed = ask_and_wait(gateway, prompt_of_tree(draw))
+            assert routed.predicted == routed.cached
 
 
 # ---- what is asked for
