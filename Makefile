@@ -10,7 +10,7 @@ PIP_COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --all
 
 export DYNAMO_ORACLE_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
 
-.PHONY: install run test interop bench lint types docs format lock clean
+.PHONY: install run test interop bench bench-routing lint types docs format lock clean
 
 install: $(VENV)/installed
 
@@ -43,6 +43,9 @@ interop: install $(DYNAMO_ORACLE_PYTHON)
 
 bench: install $(DYNAMO_ORACLE_PYTHON)
 	$(BIN)/python -m bench $(ARGS)
+
+bench-routing: install $(DYNAMO_ORACLE_PYTHON)
+	$(BIN)/python -m bench.routing $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import uvloop
 
 from bench import report
+from bench.about import about
 from bench.cases import CASES, Case
 from bench.compare import FRONTEND_CORE, LOAD_CORE, Plan, Results, run
-from bench.frontends import anchor, anchor_python, ours
-
-OUR_PACKAGES = ("httptools", "uvloop", "msgspec", "pyzmq", "fastokens", "tokenizers", "minijinja")
-ANCHOR_PACKAGES = ("ai-dynamo", "ai-dynamo-runtime", "fastokens", "uvloop")
+from bench.frontends import anchor, ours
 
 
 def main() -> None:
     args = _parse()
     args.out.mkdir(parents=True, exist_ok=True)
     plan = _plan(args)
-    about = _about(with_anchor=not args.no_anchor)
+    pinned = f"frontend on core {FRONTEND_CORE}, worker and load generator on core {LOAD_CORE}"
+    described = about(pinned=pinned, with_anchor=not args.no_anchor)
     results = uvloop.run(run(plan))
-    _write(args.out, about, plan.cases, results)
+    _write(args.out, described, plan.cases, results)
 
 
 def _parse() -> argparse.Namespace:
@@ -60,46 +55,10 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _about(with_anchor: bool) -> dict[str, str]:
-    about = {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "machine": f"{_cpu_model()}, {platform.system()} {platform.release()}",
-        "pinned": f"frontend on core {FRONTEND_CORE}, worker and load generator on core {LOAD_CORE}",
-        "ours": f"commit {_commit()}, Python {platform.python_version()}, {_versions(sys.executable, OUR_PACKAGES)}",
-    }
-    if with_anchor:
-        if shutil.which(anchor_python()) is None:
-            sys.exit(
-                f"bench: no interpreter at {anchor_python()}. Install ai-dynamo 1.6.1 in a venv of its own "
-                "(bench/README.md), set DYNAMO_ORACLE_PYTHON to its python, or pass --no-anchor."
-            )
-        about["anchor"] = _versions(anchor_python(), ANCHOR_PACKAGES)
-    return about
-
-
-def _versions(python: str, packages: tuple[str, ...]) -> str:
-    if python == sys.executable:
-        return ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    code = f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {packages!r}))"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _write(out: Path, about: dict[str, str], cases: Sequence[Case], results: Results) -> None:
-    table = report.markdown(about, cases, results)
+def _write(out: Path, described: dict[str, str], cases: Sequence[Case], results: Results) -> None:
+    table = report.markdown(described, cases, results)
     stem = time.strftime("compare-%Y%m%d-%H%M%S", time.gmtime())
     (out / f"{stem}.md").write_text(table)
-    (out / f"{stem}.json").write_text(report.as_json(about, results))
+    (out / f"{stem}.json").write_text(report.as_json(described, results))
     print(table)
     print(f"kept as {out / stem}.md and .json", file=sys.stderr)

@@ -1,21 +1,21 @@
-"""The router's prefix index on one core: blocks stored per second, memory per block, and the time of one match.
+"""How fast the router's prefix index follows KV events, and what a block costs it in memory. Prints figures as JSON.
 
-python -m bench.router_index
+Ranks store prompts of 512 blocks, in events of some size, and evict them as engines do: the oldest prompt first and of
+it the end first. Names and hashes are random numbers of 64 bits.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import random
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.figures import Figure, print_figures
 from dynamo.router.index import PrefixIndex
-from dynamo.router.prefix_tree import pack
-from dynamo.shared.hashing import sequence_hashes
 from dynamo.shared.kv_events import (
     Change,
     KvEvent,
@@ -27,97 +27,106 @@ from dynamo.shared.kv_events import (
     encode_events,
 )
 
-NUM_BLOCKS = 1_000_000
-NO_CAP = 10**9
-SHORT_PROMPT_BLOCKS = 32
-PROMPT_BLOCKS = 3750  # 60,000 tokens in blocks of 16
-NUM_RANKS = 100
-EVENTS_PER_MESSAGE = 8
-NUM_ROUNDS = 5  # the best counts: others may be using the machine
+PROMPT_BLOCKS = 512
+BLOCKS_PER_EVENT = (1, 16, 512)  # of an answer that grows, a short prompt, a chunk of a long one
+EVENTS_PER_MESSAGE = 16
+REMOVED_PER_EVENT = 16
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+Payloads = list[bytes]
 
 
 def main() -> None:
-    rng = random.Random(0)
-    print(f"{_bytes_per_block(rng):.0f} bytes per block")  # first, while the process has no memory to use again
-    for blocks_per_event in (1, 8, 32, 256):
-        print(f"{blocks_per_event:4} blocks per event: {_rates(rng, blocks_per_event)}")
-    for num_lengths in (1, 4, 20, NUM_RANKS):
-        print(f"{num_lengths:4} different prefixes of {NUM_RANKS} ranks: {_match_times(rng, num_lengths)}")
+    parser = argparse.ArgumentParser(prog="bench.router_index")
+    parser.add_argument("--blocks", type=int, default=1_000_000)
+    parser.add_argument(
+        "--memory-of-holders", type=int, help="measure only the memory, of blocks that so many ranks hold"
+    )
+    args = parser.parse_args()
+    if args.memory_of_holders:
+        print_figures(memory(args.blocks, args.memory_of_holders))
+    else:
+        print_figures([figure for size in BLOCKS_PER_EVENT for figure in speed(args.blocks, size)])
 
 
-def _rates(rng: random.Random, blocks_per_event: int) -> str:
-    num_events = NUM_BLOCKS // 4 // blocks_per_event
-    events = [_stored(rng, blocks_per_event) for _ in range(num_events)]
-    payloads = [encode_events(events[i : i + EVENTS_PER_MESSAGE]) for i in range(0, num_events, EVENTS_PER_MESSAGE)]
-    removals = [RouterEvent(1, KvEvent(2, Change(removed=Removed(_names(event)[::-1])))) for event in events]
-    rounds = []
-    for _ in range(NUM_ROUNDS):
-        index = PrefixIndex(NO_CAP)
-        decoded = (event for payload in payloads for event in decode_events(payload))
-        stores = (_seconds_of(index, iter(events)), _seconds_of(PrefixIndex(NO_CAP), decoded))
-        rounds.append((*stores, _seconds_of(index, iter(removals))))
-    best = map(min, zip(*rounds, strict=True))
-    stored, with_decoding, removed = (num_events * blocks_per_event / seconds / 1e6 for seconds in best)
-    return f"{stored:.2f} M stored/s, {with_decoding:.2f} M/s with decoding, {removed:.2f} M removed/s"
+def speed(num_blocks: int, blocks_per_event: int) -> Iterator[Figure]:
+    """Of one rank that stores them all and evicts them all again."""
+    prompts = _prompts(num_blocks)
+    stored = _messages([event for prompt in prompts for event in _stored(prompt, blocks_per_event)])
+    removed = _messages([event for prompt in prompts for event in _removed(prompt)])
+    index = PrefixIndex(2 * num_blocks)
+    of_events = f"{blocks_per_event} per event"
+    decoding_s, storing_s = _apply(index, stored)
+    assert index.num_blocks == num_blocks
+    yield Figure(
+        f"stored blocks/s, {of_events}", num_blocks / storing_s, at_least=1e6 if blocks_per_event > 1 else None
+    )
+    yield Figure(f"stored blocks/s, {of_events}, with decoding", num_blocks / (storing_s + decoding_s))
+    decoding_s, removing_s = _apply(index, removed)
+    assert index.num_blocks == 0
+    yield Figure(f"removed blocks/s, {of_events}", num_blocks / removing_s)
+    yield Figure(f"removed blocks/s, {of_events}, with decoding", num_blocks / (removing_s + decoding_s))
 
 
-def _seconds_of(index: PrefixIndex, events: Iterator[RouterEvent]) -> float:
-    gc.collect()
-    started = time.process_time()
-    for event in events:
-        index.apply(0, event)
-    return time.process_time() - started
-
-
-def _bytes_per_block(rng: random.Random) -> float:
-    index = PrefixIndex(NO_CAP)
+def memory(num_blocks: int, num_holders: int) -> Iterator[Figure]:
+    stored = _messages([event for prompt in _prompts(num_blocks) for event in _stored(prompt, PROMPT_BLOCKS)])
+    index = PrefixIndex(2 * num_blocks * num_holders)
     before = _resident_bytes()
-    for _ in range(NUM_BLOCKS // SHORT_PROMPT_BLOCKS):
-        index.store(0, "device", None, _hashes(rng, SHORT_PROMPT_BLOCKS), _hashes(rng, SHORT_PROMPT_BLOCKS))
-    return (_resident_bytes() - before) / index.num_blocks
+    for slot in range(num_holders):
+        _apply(index, stored, slot)
+    used = _resident_bytes() - before
+    assert index.num_blocks == num_blocks
+    holders = "1 rank holds it" if num_holders == 1 else f"{num_holders} ranks hold it"
+    yield Figure(f"bytes per block, {holders}", used / num_blocks, at_most=250 if num_holders == 1 else None)
 
 
-def _match_times(rng: random.Random, num_lengths: int) -> str:
-    """Of prompts not looked at lately, in an index far larger than the processor's caches."""
-    index = PrefixIndex(NO_CAP)
-    prompts = [_known_prompt(rng, index, num_lengths) for _ in range(60)]
-    for _ in range(NUM_BLOCKS // 500):
-        index.store(rng.randrange(NUM_RANKS), "device", None, _hashes(rng, 500), _hashes(rng, 500))
-    times = []
-    for prompt in prompts:
-        started = time.perf_counter()
-        index.match(prompt, (1 << NUM_RANKS) - 1)
-        times.append((time.perf_counter() - started) * 1e6)
-    return f"median {statistics.median(times):.0f} us, worst of {len(times)} {max(times):.0f} us"
+class _Prompt:
+    """Names and token hashes of consecutive blocks."""
+
+    def __init__(self, draw: random.Random, num_blocks: int) -> None:
+        self.names = [draw.getrandbits(64) for _ in range(num_blocks)]
+        self.tokens_hashes = [draw.getrandbits(64) for _ in range(num_blocks)]
 
 
-def _known_prompt(rng: random.Random, index: PrefixIndex, num_lengths: int) -> bytes:
-    names, tokens_hashes = _hashes(rng, PROMPT_BLOCKS), _hashes(rng, PROMPT_BLOCKS)
-    lengths = [rng.randint(1, PROMPT_BLOCKS) for _ in range(num_lengths)]
-    for slot in range(NUM_RANKS):
-        length = lengths[slot % num_lengths]
-        index.store(slot, "device", None, names[:length], tokens_hashes[:length])
-    return pack(sequence_hashes(tokens_hashes))
+def _prompts(num_blocks: int) -> list[_Prompt]:
+    draw = random.Random(1)
+    return [_Prompt(draw, min(PROMPT_BLOCKS, num_blocks - at)) for at in range(0, num_blocks, PROMPT_BLOCKS)]
 
 
-def _stored(rng: random.Random, num_blocks: int) -> RouterEvent:
-    blocks = [StoredBlock(*pair) for pair in zip(_hashes(rng, num_blocks), _hashes(rng, num_blocks), strict=True)]
-    return RouterEvent(1, KvEvent(1, Change(stored=Stored(blocks))))
+def _stored(prompt: _Prompt, blocks_per_event: int) -> Iterator[Change]:
+    blocks = [StoredBlock(name, hashed) for name, hashed in zip(prompt.names, prompt.tokens_hashes, strict=True)]
+    for at in range(0, len(blocks), blocks_per_event):
+        yield Change(stored=Stored(blocks[at : at + blocks_per_event], prompt.names[at - 1] if at else None))
 
 
-def _names(event: RouterEvent) -> list[int]:
-    change = event.event.data
-    assert isinstance(change, Change)
-    assert isinstance(change.stored, Stored)
-    return [block.block_hash for block in change.stored.blocks]
+def _removed(prompt: _Prompt) -> Iterator[Change]:
+    names = prompt.names[::-1]
+    for at in range(0, len(names), REMOVED_PER_EVENT):
+        yield Change(removed=Removed(names[at : at + REMOVED_PER_EVENT]))
 
 
-def _hashes(rng: random.Random, num: int) -> list[int]:
-    return [rng.getrandbits(64) for _ in range(num)]
+def _messages(changes: Sequence[Change]) -> Payloads:
+    events = [RouterEvent(1, KvEvent(i, change)) for i, change in enumerate(changes)]
+    return [encode_events(events[at : at + EVENTS_PER_MESSAGE]) for at in range(0, len(events), EVENTS_PER_MESSAGE)]
+
+
+def _apply(index: PrefixIndex, payloads: Payloads, slot: int = 0) -> tuple[float, float]:
+    """Seconds of CPU for decoding and for applying."""
+    decoding_s = applying_s = 0.0
+    for payload in payloads:
+        started = time.process_time()
+        events = decode_events(payload)
+        decoded = time.process_time()
+        for event in events:
+            index.apply(slot, event)
+        decoding_s += decoded - started
+        applying_s += time.process_time() - decoded
+    return decoding_s, applying_s
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE
 
 
 if __name__ == "__main__":

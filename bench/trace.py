@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -63,31 +64,24 @@ def reusable_share(requests: Sequence[Request]) -> float:
     return num_reused / sum(request.num_tokens for request in requests)
 
 
-class Bodies:
-    """Completion bodies with the prompt as token ids, streamed, their usage and worker told at the end."""
+def body(model: str, request: Request) -> bytes:
+    """A completion with the prompt as token ids, streamed; its usage and its worker are told."""
+    token_ids = [token for block in request.block_ids for token in _tokens(block)][: request.num_tokens]
+    fields: dict[str, Any] = {
+        "model": model,
+        "prompt": token_ids,
+        "max_tokens": request.num_output_tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "nvext": {"extra_fields": ["worker_id"]},
+    }
+    return msgspec.json.encode(fields)
 
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._blocks: dict[int, list[int]] = {}
 
-    def body(self, request: Request) -> bytes:
-        token_ids = [token for block in request.block_ids for token in self._block(block)][: request.num_tokens]
-        fields: dict[str, Any] = {
-            "model": self._model,
-            "prompt": token_ids,
-            "max_tokens": request.num_output_tokens,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "nvext": {"extra_fields": ["worker_id"]},
-        }
-        return msgspec.json.encode(fields)
-
-    def _block(self, block_id: int) -> list[int]:
-        if block_id not in self._blocks:
-            draw = random.Random(block_id)
-            self._blocks[block_id] = draw.choices(range(FIRST_TOKEN_ID, LAST_TOKEN_ID), k=BLOCK_TOKENS)
-        return self._blocks[block_id]
+@cache
+def _tokens(block_id: int) -> list[int]:
+    return random.Random(block_id).choices(range(FIRST_TOKEN_ID, LAST_TOKEN_ID), k=BLOCK_TOKENS)
 
 
 def _arrivals(rows: Sequence[dict[str, Any]]) -> Iterator[float]:

@@ -1,6 +1,6 @@
 """The processes of one arm of the trace replay: fresh mockers of ai-dynamo 1.6.1, and one or more frontends of a kind.
 
-The mockers listen on every interface, whatever they are told: all runs in a network namespace (`enter_network_namespace`).
+The mockers listen on every interface, whatever they are told: all of it belongs in a network namespace.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def started(arm: Arm, mockers: Mockers, logs: Path) -> Iterator[Fleet]:
 
         workers = start("mockers", [anchor_python(), *_mocker_flags(mockers)])
         _wait_until(lambda: _num_announced(store) >= mockers.num_workers, workers)
-        frontends = [(start(f"frontend-{arm.system}-{i}", _argv(arm, port)), port) for i, port in enumerate(_ports(arm))]
+        frontends = [
+            (start(f"frontend-{arm.system}-{i}", _argv(arm, port)), port) for i, port in enumerate(_ports(arm))
+        ]
         for process, port in frontends:
             _wait_until(functools.partial(_lists_model, port), process)
         time.sleep(SETTLE_S)

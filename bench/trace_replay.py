@@ -43,6 +43,10 @@ class Replay:
     cpu_s: dict[str, float]
 
     @property
+    def num_asked(self) -> int:
+        return len(self.records) + len(self.errors)
+
+    @property
     def cached_share(self) -> float:
         return sum(r.cached_tokens for r in self.records) / sum(r.prompt_tokens for r in self.records)
 
