@@ -61,13 +61,15 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(directory: Path, num_workers: int = 2, **options: Any) -> AsyncIterator[Gateway]:
+async def gateway(
+    directory: Path, num_workers: int = 2, *, settings: Settings | None = None, **options: Any
+) -> AsyncIterator[Gateway]:
     endpoint = f"ipc://{directory}/router.sock"
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(raw_worker()) for _ in range(num_workers)]
         ids = list(range(1, num_workers + 1))
         table = [Worker(i, worker.address, PATH, codec="msgpack") for i, worker in zip(ids, workers, strict=True)]
-        router = ScriptedRouter(endpoint, table, [demo_set(ids)])
+        router = ScriptedRouter(endpoint, table, [demo_set(ids)], settings)
         stack.callback(router.channel.close)
         router.answer = lambda place: Placed(
             place.request_id, place.instance_id or next(i for i in ids if i not in place.excluded), "set"
@@ -383,8 +385,7 @@ async def test_a_request_that_finds_no_new_place_tells_why(tmp_path: Path) -> No
 
 async def test_the_second_placement_is_asked_with_the_blocks_of_the_whole_sequence(tmp_path: Path) -> None:
     prompt = list(range(300, 330))
-    async with gateway(tmp_path) as gate:
-        gate.router.say(Settings(needs_block_hashes=True))
+    async with gateway(tmp_path, settings=Settings(needs_block_hashes=True)) as gate:
         answer = gate.complete(prompt=prompt)
         first = await gate.called(1)
         first.tokens(*OUTPUT[:3])

@@ -16,6 +16,7 @@ from dynamo.shared.messages import (
     Placed,
     RouterMessage,
     SetThresholds,
+    Settings,
     Welcome,
     Worker,
     WorkerSet,
@@ -33,11 +34,12 @@ class ScriptedRouter:
         endpoint: str,
         workers: Sequence[Worker] = tuple(WORKERS),
         sets: Sequence[WorkerSet] = (SET,),
+        settings: Settings | None = None,
     ) -> None:
         self.heard: list[AcceptorMessage] = []
         self.answer: Callable[[Place], RouterMessage | None] = lambda place: Placed(place.request_id, 1, "set")
         self.answer_question: Callable[[Question], RouterMessage | None] = lambda _question: None
-        self._welcome = Welcome("round-robin", 1, list(workers), list(sets))
+        self._welcome = Welcome("round-robin", 1, list(workers), list(sets), settings or Settings())
         self._news = asyncio.Event()
         self._peer = b""
         self.channel = RouterChannel(endpoint, on_messages=self._on_messages, on_lost=lambda _peer: None)
