@@ -19,7 +19,15 @@ from dynamo.frontend.model_table import ModelTable
 from dynamo.frontend.placement import Held, PlacementWish, Question
 from dynamo.frontend.router_questions import Answer, RouterQuestions
 from dynamo.shared.channel import DealerChannel
-from dynamo.shared.errors import DynamoError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded, RouterAway
+from dynamo.shared.errors import (
+    DynamoError,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    Overloaded,
+    RouterAway,
+)
 from dynamo.shared.messages import (
     AcceptorMessage,
     Explain,
@@ -361,6 +369,8 @@ def _refusal(refused: Refused, model: str, pinned_by: str) -> DynamoError:
             error = Overloaded(refused.message)
         case "invalid_value":
             return InvalidRequest(refused.message, pinned_by)
+        case "internal_error":
+            return InternalError()
         case _:
             error = ModelNotReady(refused.message)
     error.retry_after_s = refused.retry_after_s

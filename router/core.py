@@ -18,7 +18,7 @@ from dynamo.router.fleet import Fleet
 from dynamo.router.inquiries import Inquiries, placed, reason_of, receipt_of
 from dynamo.router.overload import OverloadMonitor
 from dynamo.router.placing import Placing, refused
-from dynamo.router.queue import PlacementQueue
+from dynamo.router.queue import PlacementQueue, Waiting
 from dynamo.router.registrar import Registrar
 from dynamo.router.remote_load import RemoteLoad, as_told
 from dynamo.router.rules import Rules, make_affinity, make_index, make_predicted, make_replicas
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dynamo.router")
 
+FAILED = "The router hit an internal error; its log has the details."
 WAITED_TOO_LONG = "The request has waited too long for a worker with room."
 WAITS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 SAY_HELLO = TableDelta(0)  # no table has the version before 0, so whoever gets this asks for the whole table
@@ -147,31 +148,11 @@ class Router:
         if acceptor is not None:
             acceptor.last_seen = now
         for message in messages:
-            match message:
-                case Place():
-                    self._place(peer, message, now)
-                case Free():
-                    self._free(peer, message.request_id)
-                case PrefillCompleted():
-                    self._has_room |= self.running.complete_prefill((peer, message.request_id))
-                case OutputGrown():
-                    self.running.grow_output((peer, message.request_id), message.num_blocks)
-                case Hello():
-                    is_stranger = False  # even when turned away: it must not be asked to knock again at once
-                    self._greet(peer, message, now)
-                case WorkerFailed():
-                    self._inhibit(message, now)
-                case Heartbeat():
-                    pass
-                case Explain():
-                    self._say(peer, self.inquiries.explain(message.place, now))
-                case GetThresholds():
-                    self._say(peer, self.inquiries.thresholds(message.request_id, message.model))
-                case SetThresholds():
-                    self._set_thresholds(peer, message)
-                case Goodbye():
-                    self.forget(peer)
-                    return
+            if isinstance(message, Hello):
+                is_stranger = False  # even when turned away: it must not be asked to knock again at once
+            self._receive_one(peer, message, now)
+            if isinstance(message, Goodbye):
+                return
         if is_stranger:  # after the answers, so that the hello it provokes tells of them
             self._say(peer, SAY_HELLO)
         self._serve_queue(now)
@@ -220,6 +201,43 @@ class Router:
         self.take_waits()
         self.tallies.take()
         self.acceptors.take_ended()
+
+    def _receive_one(self, peer: bytes, message: AcceptorMessage, now: float) -> None:
+        """A bug that one message meets is not to cost the others of its batch."""
+        try:
+            self._handle(peer, message, now)
+        except Exception:  # top of a request
+            log.exception("could not handle a message of kind %s", type(message).__name__)
+            match message:
+                case Place():
+                    self._refuse(peer, refused(message, "internal_error", FAILED))
+                case Explain():
+                    self._say(peer, refused(message.place, "internal_error", FAILED))
+
+    def _handle(self, peer: bytes, message: AcceptorMessage, now: float) -> None:
+        match message:
+            case Place():
+                self._place(peer, message, now)
+            case Free():
+                self._free(peer, message.request_id)
+            case PrefillCompleted():
+                self._has_room |= self.running.complete_prefill((peer, message.request_id))
+            case OutputGrown():
+                self.running.grow_output((peer, message.request_id), message.num_blocks)
+            case Hello():
+                self._greet(peer, message, now)
+            case WorkerFailed():
+                self._inhibit(message, now)
+            case Heartbeat():
+                pass
+            case Explain():
+                self._say(peer, self.inquiries.explain(message.place, now))
+            case GetThresholds():
+                self._say(peer, self.inquiries.thresholds(message.request_id, message.model))
+            case SetThresholds():
+                self._set_thresholds(peer, message)
+            case Goodbye():
+                self.forget(peer)
 
     def _say(self, peer: bytes, message: RouterMessage) -> None:
         self._outgoing.setdefault(peer, []).append(message)
@@ -332,9 +350,17 @@ class Router:
             if isinstance(question, Refused):
                 self._refuse(peer, question)
             else:
-                waited_s = now - waiting.arrived_at
-                self._waits.setdefault(waiting.policy_class, Distribution(WAITS_S)).observe(waited_s)
-                self._start(peer, question, self.admission.class_named(waiting.policy_class), waited_s)
+                self._start_waiting(peer, waiting, question, now)
+
+    def _start_waiting(self, peer: bytes, waiting: Waiting, question: Question, now: float) -> None:
+        """A bug that one of them meets is not to cost those behind it."""
+        waited_s = now - waiting.arrived_at
+        self._waits.setdefault(waiting.policy_class, Distribution(WAITS_S)).observe(waited_s)
+        try:
+            self._start(peer, question, self.admission.class_named(waiting.policy_class), waited_s)
+        except Exception:  # top of a request
+            log.exception("could not place a request that had waited")
+            self._refuse(peer, refused(waiting.place, "internal_error", FAILED))
 
     def _set_thresholds(self, peer: bytes, message: SetThresholds) -> None:
         before = self.settings

@@ -266,7 +266,7 @@ class Placed(Wire, tag=3, frozen=True):
 
 class Refused(Wire, tag=4, frozen=True):
     """No placement. `code` is an error code of `dynamo.shared.errors`: model_not_found, model_not_ready, overloaded,
-    queue_full, invalid_value."""
+    queue_full, invalid_value, internal_error."""
 
     request_id: int
     code: str

@@ -11,7 +11,7 @@ import pytest
 from dynamo.frontend import router_client
 from dynamo.frontend.placement import PlacementWish
 from dynamo.frontend.router_client import NEVER, RouterClient
-from dynamo.shared.errors import InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
+from dynamo.shared.errors import InternalError, InvalidRequest, ModelNotFound, ModelNotReady, Overloaded
 from dynamo.shared.messages import (
     Free,
     Hello,
@@ -70,6 +70,7 @@ async def test_a_placement_is_asked_for_and_freed(client: RouterClient, router: 
         ("overloaded", Overloaded),
         ("queue_full", Overloaded),
         ("invalid_value", InvalidRequest),
+        ("internal_error", InternalError),
     ],
 )
 async def test_a_refusal_is_the_error_it_names(

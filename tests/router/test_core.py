@@ -3,13 +3,28 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamo.router.class_queue import PolicyClass
 from dynamo.router.core import Router
 from dynamo.router.rules import Rules
+from dynamo.router.selectors import SELECTORS, Choice, Question
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
-from dynamo.shared.messages import ActiveRequest, Free, Goodbye, Heartbeat, Hello, Place, Placed, WorkerFailed
+from dynamo.shared.messages import (
+    ActiveRequest,
+    Candidate,
+    Explain,
+    Free,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Place,
+    Placed,
+    Refused,
+    WorkerFailed,
+)
 from tests.router.registrations import card_value, instance_value
 
 
@@ -60,6 +75,54 @@ def test_outcomes_are_counted_once() -> None:
     router.receive(b"p", [Hello("a", 1), Place(1, "m", 1), Place(2, "x", 1), Place(3, "m", 1, instance_id=99)], 0.0)
     assert router.take_outcomes() == {"placed": 1, "model_not_found": 1, "invalid_value": 1}
     assert router.take_outcomes() == {}
+
+
+class Broken:
+    """A selector with a bug."""
+
+    def __init__(self, _fleet: object) -> None:
+        pass
+
+    def select(self, question: Question) -> Choice | None:
+        if question.place.num_tokens == 13:
+            raise ZeroDivisionError
+        return Choice(question.candidates[0])
+
+    def look(self, question: Question) -> list[Candidate]:
+        self.select(question)
+        return []
+
+
+def test_a_bug_that_one_message_meets_costs_only_that_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(SELECTORS, "random", Broken)
+    router = router_with({"ns/backend/generate": range(1, 2)})
+    unlucky = Place(2, "m", 13)
+    router.receive(b"p", [Hello("a", 1), Place(1, "m", 1), unlucky, Explain(unlucky), Place(3, "m", 1), Free(1)], 0.0)
+    answers = router.take_outgoing()[b"p"]
+    assert [answer.code for answer in answers if isinstance(answer, Refused)] == ["internal_error"] * 2
+    assert [answer.request_id for answer in answers if isinstance(answer, Placed)] == [1, 3]
+    assert router.acceptors.num_active == {1: 1}
+    assert router.take_outcomes() == {"placed": 2, "internal_error": 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        "could not handle a message of kind Place",
+        "could not handle a message of kind Explain",
+    ]
+
+
+def test_a_bug_that_one_of_those_who_wait_meets_costs_only_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTORS, "random", Broken)
+    limit = PolicyClass(prefill_busy_threshold=1)
+    router = router_with({"ns/backend/generate": range(1, 2)}, Rules(router_mode="random", policy_class=limit))
+    router.receive(b"p", [Hello("a", 1), Place(1, "m", 10), Place(2, "m", 13), Place(3, "m", 10)], 0.0)
+    router.take_outgoing()
+    router.receive(b"p", [Free(1)], 1.0)
+    refusal, placed = router.take_outgoing()[b"p"]
+    assert isinstance(refusal, Refused)
+    assert (refusal.request_id, refusal.code) == (2, "internal_error")
+    assert isinstance(placed, Placed)
+    assert placed.request_id == 3
 
 
 PEERS = st.sampled_from([b"p1", b"p2", b"p3"])
