@@ -20,6 +20,7 @@ from dynamo.shared.replica_events import (
     AddRequest,
     AffinityBinding,
     Alive,
+    Leaving,
     Position,
     Predicted,
     PrefillLoad,
@@ -89,6 +90,7 @@ class Announcer:
         self._num_published = 0  # envelopes with events
         self._epoch = 0
         self._is_alive_due = False
+        self._has_left = False
         self._num_snapshots = 0
         self._slices: deque[SnapshotSlice] = deque()
 
@@ -123,11 +125,19 @@ class Announcer:
         self.say(Predicted(worker, block_hashes[: self._max_hash_bytes]))
 
     def say(self, message: ReplicaMessage) -> None:
-        self._push(self._messages, encode(message))
+        if not self._has_left:
+            self._push(self._messages, encode(message))
 
     def say_alive(self) -> None:
         """With what is published next."""
-        self._is_alive_due = True
+        self._is_alive_due = not self._has_left
+
+    def leave(self) -> None:
+        """Said last: whoever heard of us again would take us back in."""
+        self.say(Leaving())
+        self._has_left = True
+        self._is_alive_due = False
+        self._slices.clear()
 
     # ---- everything again
 
@@ -137,6 +147,8 @@ class Announcer:
 
     def start_snapshot(self, thresholds: list[VersionedThresholds], bindings: list[AffinityBinding]) -> None:
         """Tell everything there is now, some slices per turn."""
+        if self._has_left:
+            return
         self._num_snapshots += 1
         self._counts.snapshots_sent += 1
         parts = [SnapshotSlice(self._num_snapshots, 0, False, self._position(), thresholds=thresholds)]

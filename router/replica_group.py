@@ -30,6 +30,7 @@ from dynamo.shared.replica_events import (
     RunningRequest,
     SnapshotSlice,
     ThresholdsSet,
+    VersionedThresholds,
     decode_active_sequences,
     decode_binding,
     decode_update,
@@ -72,9 +73,12 @@ class ReplicaGroup:
             elif envelope.topic == REPLICA_TOPIC:
                 self._receive_update(envelope, decode_update(envelope.payload), now)
         except msgspec.MsgspecError as error:
-            self._counts.malformed += 1
-            if self._counts.malformed == 1:
-                log.warning("ignoring a message on %s: %s. Further ones are only counted", envelope.topic, error)
+            self._note_malformed(envelope.topic, error)
+
+    def _note_malformed(self, topic: str, error: Exception) -> None:
+        self._counts.malformed += 1
+        if self._counts.malformed == 1:
+            log.warning("ignoring a message on %s: %s. Further ones are only counted", topic, error)
 
     def publisher_left(self, publisher_id: int) -> None:
         """Its channel is gone, so it is."""
@@ -142,8 +146,9 @@ class ReplicaGroup:
             return
         for message in update.messages:
             self._hear(peer, message, now)
-        if peer.router_id in self.peers:
-            self._ask(peer, now)
+            if peer.router_id not in self.peers:
+                return  # it has left, and that is its last word
+        self._ask(peer, now)
 
     def _hear(self, peer: Peer, message: ReplicaMessage, now: float) -> None:
         match message:
@@ -152,7 +157,7 @@ class ReplicaGroup:
             case Predicted():
                 self._host.apply_predicted(message.worker, message.block_hashes, now)
             case ThresholdsSet():
-                self._book.learn(message.versioned)
+                self._learn_thresholds(message.versioned)
             case SnapshotSlice():
                 if peer.collect(message, now):
                     self._learn(message, now)
@@ -165,9 +170,15 @@ class ReplicaGroup:
 
     def _learn(self, part: SnapshotSlice, now: float) -> None:
         for versioned in part.thresholds:
-            self._book.learn(versioned)
+            self._learn_thresholds(versioned)
         for binding in part.bindings:
             self._learn_binding(binding, now)
+
+    def _learn_thresholds(self, versioned: VersionedThresholds) -> None:
+        try:
+            self._book.learn(versioned)
+        except ValueError as error:
+            self._note_malformed(REPLICA_TOPIC, error)
 
     def _answer(self, now: float) -> None:
         """One snapshot for all who asked meanwhile."""

@@ -29,11 +29,11 @@ class ThresholdBook:
         return versioned
 
     def learn(self, versioned: VersionedThresholds) -> None:
-        """Another replica's."""
+        """Another replica's. Raises ValueError for those that cannot be meant."""
         known = self._by_model.get(versioned.thresholds.model)
         if known is None or (known.version, known.router_id) < (versioned.version, versioned.router_id):
-            self._keep(versioned)
             self._host.apply_thresholds(versioned.thresholds)
+            self._keep(versioned)
 
     def _keep(self, versioned: VersionedThresholds) -> None:
         """The model set longest ago goes when there are too many: it is not told to replicas that join."""

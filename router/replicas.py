@@ -15,7 +15,6 @@ from dynamo.shared.kv_events import WorkerRank
 from dynamo.shared.messages import Thresholds
 from dynamo.shared.replica_events import (
     AffinityBinding,
-    Leaving,
     RunningRequest,
     ThresholdsSet,
 )
@@ -88,7 +87,7 @@ class ReplicaSync:
     def leaving(self) -> None:
         """This router ends: the others need not wait to see that."""
         for group in self._groups.values():
-            group.announcer.say(Leaving())
+            group.announcer.leave()
 
     def has_outgoing(self, scope: EndpointScope) -> bool:
         return self._groups[scope].announcer.has_outgoing

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from dynamo.router.active import ActiveSequences
+from dynamo.router.overload import OverloadMonitor
 from dynamo.router.replica_host import RemoteKey, ReplicaLimits
 from dynamo.router.replicas import ReplicaSync
 from dynamo.shared.event_plane import EndpointScope, Envelope
@@ -53,6 +55,7 @@ class Host:
         self.predicted.append((worker, block_hashes))
 
     def apply_thresholds(self, thresholds: Thresholds) -> None:
+        OverloadMonitor(ActiveSequences(), thresholds)  # raises ValueError, as that of a router does
         self.thresholds[thresholds.model] = thresholds
 
     def apply_binding(self, _scope: EndpointScope, binding: AffinityBinding, _now: float) -> None:

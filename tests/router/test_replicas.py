@@ -20,6 +20,7 @@ from dynamo.shared.replica_events import (
     Addition,
     AddRequest,
     AffinityBinding,
+    AskSnapshot,
     PrefillLoad,
     RunningRequest,
     SnapshotSlice,
@@ -28,6 +29,7 @@ from dynamo.shared.replica_events import (
     decode_update,
     encode,
     join_events,
+    join_update,
     pack_hashes,
 )
 from tests.router.replica_network import SCOPE, Network, Replica
@@ -328,6 +330,29 @@ def test_one_that_leaves_is_forgotten_at_once() -> None:
     assert not one.sync.num_peers
 
 
+def test_leaving_is_the_last_word_however_often_it_is_said() -> None:
+    network = Network(2)
+    one, other = network.replicas.values()
+    other.add("r")
+    network.settle(2)
+    other.sync.tick(network.now + 1)  # a heartbeat is due
+    newcomer = network.join()
+    newcomer.sync.tick(network.now)
+    other.sync.leaving()
+    other.sync.leaving()
+    network.exchange()
+    other.sync.receive(SCOPE, _asks_for_everything(newcomer, other), network.now)
+    other.sync.tick(network.now + 2)
+    assert not other.sync.has_outgoing(SCOPE)
+    assert not one.host.remote
+    assert one.sync.num_peers == 1
+    assert newcomer.sync.num_peers == 1
+
+
+def _asks_for_everything(asker: Replica, asked: Replica) -> Envelope:
+    return asker.envelope(REPLICA_TOPIC, join_update(asker.router_id, [encode(AskSnapshot(asked.router_id))]))
+
+
 def test_a_scope_that_is_closed_takes_the_load_of_the_others_along() -> None:
     network = Network(2)
     one, other = network.replicas.values()
@@ -412,6 +437,17 @@ def test_thresholds_set_anywhere_hold_everywhere() -> None:
     second.sync.thresholds_set(Thresholds("m"))  # switched off
     network.exchange()
     assert first.host.thresholds == third.host.thresholds == {"m": Thresholds("m")}
+
+
+def test_thresholds_out_of_range_are_counted_and_not_passed_on() -> None:
+    network = Network(2)
+    first, second = network.replicas.values()
+    network.settle(2)
+    first.sync.thresholds_set(Thresholds("m", active_decode_blocks_threshold=50))
+    first.sync.thresholds_set(Thresholds("n", active_decode_blocks_threshold=0.5))
+    network.exchange()
+    assert second.host.thresholds == {"n": Thresholds("n", active_decode_blocks_threshold=0.5)}
+    assert second.sync.counts.malformed == 1
 
 
 def test_thresholds_set_at_two_at_once_end_alike() -> None:
