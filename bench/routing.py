@@ -184,3 +184,7 @@ def _trace_settings(settings: Settings) -> str:
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
