@@ -74,8 +74,14 @@ class Admission:
 
     def startable(self, now: float) -> Iterator[tuple[Waiting, Question | Refused]]:
         """Those that need not wait any longer, in their order; the caller places one before it asks for the next."""
-        for waiting in self._queue.startable(lambda each: self._may_start(each, now)):
-            yield waiting, self._placing.question(waiting.place, now)
+        found: dict[tuple[bytes, int], Question | Refused] = {}  # asked again, chance might lead to other workers
+
+        def may_start(waiting: Waiting) -> bool:
+            question = found[waiting.key] = self._placing.question(waiting.place, now)
+            return self._may_start(question, self._classes[waiting.policy_class])
+
+        for waiting in self._queue.startable(may_start):
+            yield waiting, found.pop(waiting.key)
 
     def refresh(self, now: float) -> None:
         """Look anew at what is cached of those that have waited for long."""
@@ -86,26 +92,33 @@ class Admission:
 
         self._queue.refresh(now, cached_tokens)
 
-    def _may_start(self, waiting: Waiting, now: float) -> bool:
+    def _may_start(self, question: Question | Refused, policy_class: PolicyClass) -> bool:
         """A placement that nobody can serve any more may leave too, with a refusal; overload passes."""
-        question = self._placing.question(waiting.place, now)
         if isinstance(question, Refused):
             return question.code != "overloaded"
-        return not self._is_busy(question, self._classes[waiting.policy_class])
+        return not self._is_busy(question, policy_class)
 
     def _is_busy(self, question: Question, policy_class: PolicyClass) -> bool:
         fleet = self._fleet
         return all(
             fleet.sequences.prefill_tokens[slot]
             > policy_class.busy_above(fleet.ranks.facts(slot).max_num_batched_tokens)
-            for instance_id in question.candidates
-            for dp_rank, slot in fleet.ranks.slots_of(instance_id).items()
-            if question.dp_rank in (None, dp_rank)
+            for slot in self._slots(question)
         )
 
     def _cached_tokens(self, question: Question) -> int:
-        """The most that any rank is expected to have of this prompt."""
-        return self._fleet.most_cached(question.place.block_hashes, question.now) * question.live.block_size
+        """The most that any rank that may be chosen is expected to have of this prompt."""
+        place = question.place
+        if not place.block_hashes:
+            return 0
+        candidates = sum(1 << slot for slot in self._slots(question))
+        return self._fleet.most_cached(place.block_hashes, candidates, question.now) * question.live.block_size
+
+    def _slots(self, question: Question) -> Iterator[int]:
+        for instance_id in question.candidates:
+            for dp_rank, slot in self._fleet.ranks.slots_of(instance_id).items():
+                if question.dp_rank in (None, dp_rank):
+                    yield slot
 
 
 def _pin(question: Question) -> Hashable:

@@ -134,9 +134,9 @@ class Fleet:
         found = self.match(block_hashes, 1 << slot, now)
         return most(found.device) + sum(tier.get(slot, 0) for tier in (found.host, found.disk, found.external))
 
-    def most_cached(self, block_hashes: bytes, now: float) -> int:
-        """Leading blocks of a prompt that the best rank has on its device."""
-        return most(self.match(block_hashes, (1 << self.ranks.num_slots) - 1, now).device)
+    def most_cached(self, block_hashes: bytes, candidates: int, now: float) -> int:
+        """Leading blocks of a prompt that the best of these ranks has on its device."""
+        return most(self.match(block_hashes, candidates, now).device)
 
     # ---- for people
 

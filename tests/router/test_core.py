@@ -125,6 +125,25 @@ def test_a_bug_that_one_of_those_who_wait_meets_costs_only_that_one(monkeypatch:
     assert placed.request_id == 3
 
 
+def test_who_has_waited_goes_to_the_worker_that_has_room() -> None:
+    """Though its model has another set of workers, and chance decides between them."""
+    sets = {"blue/backend/generate": range(1, 2), "green/backend/generate": range(2, 3)}
+    rules = Rules(router_mode="random", policy_class=PolicyClass(prefill_busy_threshold=0))
+    router = router_with(sets, rules)
+    pinned = [Place(1, "m", 1, instance_id=1), Place(2, "m", 1, instance_id=2)]
+    router.receive(b"p", [Hello("a", 1), *pinned, *(Place(i, "m", 1) for i in range(3, 40))], 0.0)
+    router.take_outgoing()
+    running, hosts = 2, []
+    for now in range(1, 100):
+        router.receive(b"p", [Free(running)], float(now))
+        router.tick(now + 0.5)
+        for answer in router.take_outgoing().get(b"p", []):
+            if isinstance(answer, Placed):
+                running = answer.request_id
+                hosts.append(answer.instance_id)
+    assert hosts == [2] * 37
+
+
 PEERS = st.sampled_from([b"p1", b"p2", b"p3"])
 REQUEST_IDS = st.integers(1, 6)
 WORKERS = st.integers(1, 4)
