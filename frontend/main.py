@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,16 @@ def _check_tls_pair(config: FrontendConfig) -> None:
 def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str]) -> None:
     names = KvRouterOptions.inert_ones(provenance)
     if names:
-        log.warning("accepted, but without effect in this version: %s", ", ".join(names))
+        log.warning("accepted, but without effect in this version: %s", _as_flags(names))
     if config.router_address is None:
         return
     log.info("asking the router at %s", config.router_address)
     if names := config.options_of_router(provenance):
-        log.warning("without effect here, for the router at --router-address decides: %s", ", ".join(names))
+        log.warning("without effect here, for the router at --router-address decides: %s", _as_flags(names))
+
+
+def _as_flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def raise_fd_limit(target: int) -> None:

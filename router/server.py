@@ -192,7 +192,10 @@ def _metrics(config: RouterConfig, directory: Path) -> RouterMetrics:
 def _decision_log(config: RouterConfig) -> DecisionLog | None:
     if config.router_decision_log is None:
         return None
-    return DecisionLog(Path(config.router_decision_log), int(config.router_decision_log_max_mb * MIB))
+    try:
+        return DecisionLog(Path(config.router_decision_log), int(config.router_decision_log_max_mb * MIB))
+    except OSError as error:
+        raise ConfigError(f"--router-decision-log {config.router_decision_log}: {error.strerror or error}") from error
 
 
 def _policies(config: RouterConfig) -> dict[str, PolicyRunner]:

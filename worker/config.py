@@ -35,7 +35,7 @@ class WorkerConfig(ServingConfig):
         DEFAULT_ENDPOINT, env="DYN_ENDPOINT", parse=_endpoint, help="Endpoint to serve: namespace.component.endpoint."
     )
     migration_limit: int = option(
-        0, env="DYN_MIGRATION_LIMIT", minimum=0, help="How often a frontend may move a request of this model."
+        0, env="DYN_MIGRATION_LIMIT", minimum=0, help="Told to frontends in the model card; ours go by their own limit."
     )
     context_length: int | None = option(
         None,
