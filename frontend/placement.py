@@ -77,4 +77,5 @@ class Held(Struct):
             self.num_output_blocks,
             self.wish.block_hashes if with_hashes else b"",
             self.wish.label,
+            self.wish.hints,
         )

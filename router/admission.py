@@ -10,7 +10,8 @@ from dynamo.router.placing import NO_HINTS, Placing
 from dynamo.router.policy_config import PolicyFile, PolicyProfile
 from dynamo.router.queue import PlacementQueue, Waiting
 from dynamo.router.selectors import Question
-from dynamo.shared.messages import Refused
+from dynamo.router.table import LiveSet
+from dynamo.shared.messages import Refused, RoutingHints
 
 
 class Profiles:
@@ -44,6 +45,15 @@ class Admission:
             return profile.classes[0]
         uncached = question.place.num_tokens - self._cached_tokens(question)
         return profile.classify("" if hints is None else hints.policy_class, max(0, uncached))
+
+    def class_resumed(self, live: LiveSet | None, hints: RoutingHints | None) -> PolicyClass | None:
+        """Of a request that runs already; None where it depends on what was cached when it was placed."""
+        if live is None:
+            return None
+        profile = self._profiles.of(live.model)
+        if len(profile.classes) == 1:
+            return profile.classes[0]
+        return None if hints is None else profile.explicit.get(hints.policy_class)
 
     def classes_of(self, model: str) -> Sequence[PolicyClass]:
         """Those that requests for it may wait in."""

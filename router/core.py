@@ -251,7 +251,8 @@ class Router:
             return
         for active in hello.active:
             if self.acceptors.resume(acceptor, active.request_id, active.instance_id):
-                self.running.resume(peer, active, now)
+                live = self.table.home_of(active.instance_id)
+                self.running.resume(peer, active, self.admission.class_resumed(live, active.hints), now)
         workers, sets = self.table.published()
         self._say(peer, Welcome(self.rules.router_mode, self.table.version, workers, sets, self.settings))
 

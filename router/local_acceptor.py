@@ -98,6 +98,7 @@ class LocalAcceptor:
             placed.dp_rank,
             block_hashes=place.block_hashes,
             label=place.label,
+            hints=place.hints,
         )
         asked.set_result(placed)
 

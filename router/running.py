@@ -55,30 +55,29 @@ class Running:
         key = (peer, question.place.request_id)
         self._count(key, question, choice)
         session_id = self._bind_session(question, choice) if self._affinity is not None else ""
-        limited = policy_class.name if policy_class.max_running_requests is not None else ""
-        if limited:
-            self._queue.started(limited)
-        note = Note(session_id, limited, self._tell(question, choice))
-        if any(note):
-            self._notes[key] = note
+        self._note(key, Note(session_id, self._count_class(policy_class), self._tell(question, choice)))
 
-    def resume(self, peer: bytes, active: ActiveRequest, now: float) -> None:
-        """Count a request that runs already, as its acceptor tells."""
+    def resume(self, peer: bytes, active: ActiveRequest, policy_class: PolicyClass | None, now: float) -> None:
+        """Take in a request that runs already, as its acceptor tells. `policy_class` is None where nobody knows it."""
         slot = self._fleet.slot_for(active.instance_id, active.dp_rank)
         live = self._table.home_of(active.instance_id)
-        if slot is None or live is None or not self.tracks_load:
+        if slot is None or live is None:
             return
-        key, weights = (peer, active.request_id), self._fleet.weights
-        place = Place(active.request_id, live.model, active.num_tokens, active.block_hashes, label=active.label)
-        self._fleet.begin(key, slot, place, 0, live.block_size, weights, now)
-        if active.is_prefill_completed:
-            self._fleet.sequences.complete_prefill(key)
-        if active.num_output_blocks:
-            self._fleet.sequences.grow_output(key, active.num_output_blocks)
+        key = (peer, active.request_id)
+        place = Place(
+            active.request_id,
+            live.model,
+            active.num_tokens,
+            active.block_hashes,
+            label=active.label,
+            hints=active.hints,
+        )
+        self._count_resumed(key, slot, place, active, live.block_size, now)
         worker = WorkerRank(*self._fleet.ranks[slot])
         num_prefill_tokens = 0 if active.is_prefill_completed else active.num_tokens
-        if (shared := self._share(live.scope, place, worker, num_prefill_tokens, weights)) is not None:
-            self._notes[key] = Note(shared=shared)
+        shared = self._share(live.scope, place, worker, num_prefill_tokens, self._fleet.weights)
+        session_id = self._resume_session(place, active, now)
+        self._note(key, Note(session_id, self._count_class(policy_class), shared))
 
     def complete_prefill(self, key: Key) -> bool:
         """Whether that made room."""
@@ -113,6 +112,37 @@ class Running:
         if slot is not None and self.tracks_load:
             weights, block_size = choice.weights or self._fleet.weights, question.live.block_size
             self._fleet.begin(key, slot, question.place, choice.cached_tokens, block_size, weights, question.now)
+
+    def _count_resumed(
+        self, key: Key, slot: int, place: Place, active: ActiveRequest, block_size: int, now: float
+    ) -> None:
+        if not self.tracks_load:
+            return
+        self._fleet.begin(key, slot, place, 0, block_size, self._fleet.weights, now)
+        if active.is_prefill_completed:
+            self._fleet.sequences.complete_prefill(key)
+        if active.num_output_blocks:
+            self._fleet.sequences.grow_output(key, active.num_output_blocks)
+
+    def _count_class(self, policy_class: PolicyClass | None) -> str:
+        """Its name, if it matters how many of the class run."""
+        if policy_class is None or policy_class.max_running_requests is None:
+            return ""
+        self._queue.started(policy_class.name)
+        return policy_class.name
+
+    def _note(self, key: Key, note: Note) -> None:
+        if any(note):
+            self._notes[key] = note
+
+    def _resume_session(self, place: Place, active: ActiveRequest, now: float) -> str:
+        """The session to release later. One that ended with this request has ended already."""
+        hints = place.hints
+        if self._affinity is None or hints is None or not hints.session_id or hints.is_session_final:
+            return ""
+        session_id = session_key(place.model, hints.session_id)
+        self._affinity.bind(session_id, active.instance_id, active.dp_rank, now, place.block_hashes)
+        return session_id
 
     def _bind_session(self, question: Question, choice: Choice) -> str:
         """The session to release later; none if there is none, or if it has ended with this request."""

@@ -54,8 +54,8 @@ class WorkerSet(Wire, frozen=True):
 
 class ActiveRequest(Wire, frozen=True):
     """A placement that an acceptor holds, told to a router that may not know it. `num_output_blocks` have grown since
-    the prompt. `block_hashes` may be left out to keep the message small: then it counts as tokens only. `label` is that
-    of its `Place`."""
+    the prompt. `block_hashes` may be left out to keep the message small: then it counts as tokens only. `label` and
+    `hints` are those of its `Place`."""
 
     request_id: int
     instance_id: int
@@ -65,6 +65,7 @@ class ActiveRequest(Wire, frozen=True):
     num_output_blocks: int = 0
     block_hashes: bytes = b""
     label: str = ""
+    hints: RoutingHints | None = None
 
 
 class Hello(Wire, tag=1, frozen=True):

@@ -148,11 +148,12 @@ async def test_a_returning_router_hears_what_is_held(
     await client.place(PlacementWish("m", 40)).__aenter__()
     router.channel.close()
     await until(lambda: not client.is_connected)
-    await client.place(PlacementWish("m", 7)).__aenter__()
+    await client.place(PlacementWish("m", 7, hints=RoutingHints(session_id="s"))).__aenter__()
     successor = ScriptedRouter(endpoint)
     hello = await successor.hear(Hello)
     assert isinstance(hello, Hello)
-    assert sorted(active.num_tokens for active in hello.active) == [7, 40]
+    held = {active.num_tokens: active.hints for active in hello.active}
+    assert held == {7: RoutingHints(session_id="s"), 40: None}
     await until(lambda: client.is_connected)
     successor.channel.close()
 

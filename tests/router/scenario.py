@@ -11,7 +11,8 @@
           ranks=2 blocks=1000 batch=1000 taints=a,b block_size=4 weights=overlap_score_credit:0.5
     entry instances KEY VALUE             discovery: a raw value
     hello a0 life=1 over=p1 at=r1         acceptor a0, in its first life, over connection p1, to the router r1
-          active=7:w1,8:w1:a.b            what it holds: requests, where, and perhaps of which prompt
+          active=7:w1,8:w1:a.b            what it holds: requests, where, and perhaps of which prompt, all
+                                          with the wishes that a place may have
     place a0 7 m pin=w1 not=w2,w3 over=p1 request 7 wants model m; with card=w1, for w1's card; then `free a0 7`
           prompt=a.b.c tokens=40 rank=1   its prompt, a name per block; tokens unless the blocks are full
           session=s final=1 jump=5 strict=1 class=gold allow=w1,w2 osl=100 taints=gpu likes=fast:1
@@ -148,7 +149,7 @@ class Scenario:
         name = words[0]
         self.peers[name] = options.get("over", f"p-{name}").encode()
         self.homes[name] = options.get("at", FIRST)
-        active = [_active(text) for text in options.get("active", "").split(",") if text]
+        active = [_active(text, _hints(options)) for text in options.get("active", "").split(",") if text]
         self._say(name, Hello(name, int(options.get("life", 1)), active))
 
     def do_place(self, words: list[str], options: Options) -> None:
@@ -348,10 +349,11 @@ def key_below(endpoint: str, worker: int, options: Options) -> str:
     return key_of(namespace, component, name, worker, options.get("lora"))
 
 
-def _active(text: str) -> ActiveRequest:
+def _active(text: str, hints: RoutingHints | None) -> ActiveRequest:
     request_id, worker, *prompts = text.split(":")
     hashes = packed_hashes("".join(prompts))
-    return ActiveRequest(int(request_id), id_of(worker), len(hashes) // 8 * BLOCK_SIZE or 1, block_hashes=hashes)
+    num_tokens = len(hashes) // 8 * BLOCK_SIZE or 1
+    return ActiveRequest(int(request_id), id_of(worker), num_tokens, block_hashes=hashes, hints=hints)
 
 
 def _hints(options: Options) -> RoutingHints | None:

@@ -12,6 +12,7 @@ from dynamo.router.core import Router
 from dynamo.router.rules import Rules
 from dynamo.router.selectors import SELECTORS, Choice, Question
 from dynamo.shared.discovery import CARDS, INSTANCES, Deleted, Put
+from dynamo.shared.event_plane import EndpointScope
 from dynamo.shared.messages import (
     ActiveRequest,
     Candidate,
@@ -25,6 +26,7 @@ from dynamo.shared.messages import (
     Refused,
     WorkerFailed,
 )
+from dynamo.shared.replica_events import ACTIVE_SEQUENCES_TOPIC, decode_active_sequences
 from tests.router.registrations import card_value, instance_value
 
 
@@ -123,6 +125,19 @@ def test_a_bug_that_one_of_those_who_wait_meets_costs_only_that_one(monkeypatch:
     assert (refusal.request_id, refusal.code) == (2, "internal_error")
     assert isinstance(placed, Placed)
     assert placed.request_id == 3
+
+
+def test_replicas_hear_of_requests_that_run_already() -> None:
+    """Whether or not this router looks at more than their number: others may."""
+    router = router_with({"ns/backend/generate": range(1, 2)}, Rules(router_mode="random", router_id=1))
+    assert router.replicas is not None
+    scope = EndpointScope("ns", "backend", "generate")
+    router.replicas.open(scope, 5)
+    router.receive(b"p", [Hello("a", 1, [ActiveRequest(7, 1, 10, label="r")])], 0.0)
+    [(topic, payload)] = router.replicas.take_outgoing(scope)
+    assert topic == ACTIVE_SEQUENCES_TOPIC
+    assert [event.request_id for event in decode_active_sequences(payload)] == ["r"]
+    assert len(router.fleet.sequences) == 0
 
 
 def test_who_has_waited_goes_to_the_worker_that_has_room() -> None:
