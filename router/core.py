@@ -51,7 +51,6 @@ from dynamo.shared.messages import (
     Welcome,
     WorkerFailed,
 )
-from dynamo.shared.metrics import Distribution
 
 if TYPE_CHECKING:
     from dynamo.router.policies import PolicyRunner  # with numpy
@@ -60,7 +59,6 @@ log = logging.getLogger("dynamo.router")
 
 FAILED = "The router hit an internal error; its log has the details."
 WAITED_TOO_LONG = "The request has waited too long for a worker with room."
-WAITS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 SAY_HELLO = TableDelta(0)  # no table has the version before 0, so whoever gets this asks for the whole table
 
 OnDecision = Callable[[Question, Choice, str, list[Candidate], float], None]
@@ -113,7 +111,6 @@ class Router:
         self._on_decision = on_decision
         self._now = 0.0  # of the last call that told the time
         self._outcomes: dict[str, int] = {}  # of placements since somebody asked
-        self._waits: dict[str, Distribution] = {}  # as well, seconds by policy class
         self._outgoing: dict[bytes, list[RouterMessage]] = {}
         self._has_room = False  # something ended since the queue was looked at
         self.running.tracks_load = self._tracks_load
@@ -190,16 +187,11 @@ class Router:
         outcomes, self._outcomes = self._outcomes, {}
         return outcomes
 
-    def take_waits(self) -> dict[str, Distribution]:
-        """Seconds that placements waited for their worker, by policy class, since the last call."""
-        waits, self._waits = self._waits, {}
-        return waits
-
     def drop_counts(self) -> None:
         """Nobody asks for what was counted."""
         self.take_outcomes()
-        self.take_waits()
         self.tallies.take()
+        self.tallies.take_waits()
         self.acceptors.take_ended()
 
     def _receive_one(self, peer: bytes, message: AcceptorMessage, now: float) -> None:
@@ -356,7 +348,7 @@ class Router:
     def _start_waiting(self, peer: bytes, waiting: Waiting, question: Question, now: float) -> None:
         """A bug that one of them meets is not to cost those behind it."""
         waited_s = now - waiting.arrived_at
-        self._waits.setdefault(waiting.policy_class, Distribution(WAITS_S)).observe(waited_s)
+        self.tallies.note_waited(waiting.policy_class, waited_s)
         try:
             self._start(peer, question, self.admission.class_named(waiting.policy_class), waited_s)
         except Exception:  # top of a request

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dynamo.router.core import WAITS_S
 from dynamo.router.dynamo_families import DynamoFamilies
 from dynamo.router.metric_families import COUNTERS, GAUGES, INCREMENTS, TALLIES
 from dynamo.router.metric_parts import Metric, Parts, TallyMetric, Totals
-from dynamo.router.tally import Tally
+from dynamo.router.tally import WAITS_S, Tally
 from dynamo.shared.metrics import Registry
 
 
@@ -43,7 +42,7 @@ class RouterMetrics:
         for counter, rows in self._increments:
             for labels, number in rows(parts):
                 counter.labels(*labels).inc(number)
-        for policy_class, waits in core.take_waits().items():
+        for policy_class, waits in core.tallies.take_waits().items():
             self._waits.labels(policy_class).absorb(waits)
         tallies = core.tallies.take()
         self._count(tallies)

@@ -7,6 +7,7 @@ from dynamo.router.table import LiveSet
 from dynamo.shared.metrics import Distribution
 
 HIT_RATE_STEPS = 20
+WAITS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 HIT_RATES = tuple(step * 0.05 for step in range(HIT_RATE_STEPS + 1))
 
 
@@ -71,10 +72,11 @@ class Tally:
 
 
 class Tallies:
-    """By worker set, as many as the table has had since the last call of `take`."""
+    """By worker set, as many as the table has had since the last call of `take`; and how long was waited in queues."""
 
     def __init__(self) -> None:
         self._by_set: dict[str, Tally] = {}
+        self._waits: dict[str, Distribution] = {}
 
     def of(self, live: LiveSet) -> Tally:
         tally = self._by_set.get(live.key)
@@ -85,3 +87,11 @@ class Tallies:
     def take(self) -> list[Tally]:
         tallies, self._by_set = self._by_set, {}
         return list(tallies.values())
+
+    def note_waited(self, policy_class: str, seconds: float) -> None:
+        self._waits.setdefault(policy_class, Distribution(WAITS_S)).observe(seconds)
+
+    def take_waits(self) -> dict[str, Distribution]:
+        """Seconds that placements waited for their worker, by policy class, since the last call."""
+        waits, self._waits = self._waits, {}
+        return waits
