@@ -24,6 +24,7 @@ from nats.js.errors import NotFoundError
 
 from dynamo.shared.event_plane import EventChannel
 from dynamo.shared.event_plane.nats import KIND as NATS
+from dynamo.shared.event_plane.nats import subject_of
 from dynamo.shared.event_plane.subscriber import EventSubscriber
 from dynamo.shared.nats import MAX_UNREAD_BYTES, NatsConnection
 from dynamo.shared.turns import TurnBudget
@@ -112,9 +113,10 @@ class DurableSubscriber:
         await asyncio.gather(*(reader.task for reader in self._readers.values()), return_exceptions=True)
 
     def _subject_of(self, channel: EventChannel) -> str:
-        """Of all endpoints of a component."""
+        """Of all endpoints of a component. Raises OSError when names make no subject."""
         scope = channel.scope.endpoint
-        return f"namespace.{scope.namespace}.component.{scope.component}.endpoint.*.{self.topic}"
+        component = subject_of(f"namespace.{scope.namespace}", f"component.{scope.component}")
+        return f"{component}.endpoint.*.{self.topic}"
 
     def _note_replayed(self) -> None:
         if self._limit is not None and all(reader.is_replayed for reader in self._readers.values()):

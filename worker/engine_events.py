@@ -101,7 +101,7 @@ def decode_batch(payload: bytes) -> EngineBatch:
                 return msgspec.convert(batch, EngineBatch)
             case other:
                 raise NotABatch(f"a batch of KV events is no {type(other).__name__} like this")
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise NotABatch(str(error)) from None
 
 
@@ -109,7 +109,7 @@ def decode_event(event: Any) -> AnyEvent:
     """Raises NotABatch."""
     try:
         decoded: AnyEvent = msgspec.convert(_named(event) if isinstance(event, list) else event, AnyEvent)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise NotABatch(str(error)) from None
     return decoded
 

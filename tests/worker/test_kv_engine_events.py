@@ -301,6 +301,12 @@ def test_batches_that_cannot_be_read(engine: Engine, payload: bytes) -> None:
     assert engine.say(stored(9)).names == [9]
 
 
+def test_a_batch_that_is_nested_too_deeply_cannot_be_read(engine: Engine) -> None:
+    engine.translator.push(b"\x91" * 1_000_000)
+    assert engine.translator.num_malformed == 1
+    assert engine.say(stored(9)).names == [9]
+
+
 def test_events_of_another_rank_are_left_out(engine: Engine) -> None:
     engine.say(stored(1), rank=1)
     assert engine.say(stored(2), rank=None).names == [2]
