@@ -15,6 +15,7 @@ from dynamo.router.weights import Weights
 Ints = NDArray[np.int64]
 Ids = NDArray[np.uint64]
 Floats = NDArray[np.floating[Any]]
+MAX_COST = 1e300  # in a draw; weights of a request may well make it infinite
 
 
 class Candidates(Struct, frozen=True, gc=False):
@@ -63,7 +64,7 @@ def costs(candidates: Candidates, num_tokens: int, block_size: int, weights: Wei
 
 def pick(costs: Floats, temperature: float, rng: random.Random) -> int:
     """The row of the lowest cost, of several the luckiest. With a temperature, rows are drawn by the softmax of minus
-    their costs, these first scaled to 0 for the lowest and 1 for the highest. The costs must be finite and not none."""
+    their costs, these first scaled to 0 for the lowest and 1 for the highest. There must be costs, none of them NaN."""
     if temperature > 0:
         return _draw(costs, temperature, rng)
     rows = np.flatnonzero(costs == costs.min())
@@ -125,10 +126,12 @@ def _decode_blocks(candidates: Candidates, num_tokens: int, block_size: int, wei
 
 
 def _draw(costs: Floats, temperature: float, rng: random.Random) -> int:
+    costs = np.clip(costs, -MAX_COST, MAX_COST)
     lowest = costs.min()
     extent = costs.max() - lowest
     if extent == 0:
         return rng.randrange(len(costs))
-    cumulated = np.cumsum(np.exp((lowest - costs) / (extent * temperature)))
+    with np.errstate(over="ignore"):  # far too high is never drawn
+        cumulated = np.cumsum(np.exp((lowest - costs) / extent / temperature))
     row = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
     return min(row, len(costs) - 1)

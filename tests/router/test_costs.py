@@ -154,6 +154,21 @@ def test_a_tiny_temperature_draws_the_lowest() -> None:
     assert shares([2.0, 1.0, 3.0], 1e-300, 100) == [0, 1, 0]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1.0, 1e308])
+def test_costs_may_be_infinite(temperature: float) -> None:
+    assert shares([math.inf, 1.0, math.inf], 5e-324, 100) == [0, 1, 0]
+    assert shares([math.inf, math.inf], temperature) == pytest.approx([0.5, 0.5], abs=0.02)
+    assert pick(np.array([math.inf, 1.0]), 0.0, random.Random(0)) == 1
+
+
+def test_weights_that_make_costs_infinite_leave_a_choice() -> None:
+    rows = candidates({"prefill": 1600}, {"prefill": 3200})
+    with np.errstate(over="ignore"):
+        found = costs(rows, 64, 16, Weights(prefill_load_scale=1e308))
+    assert found.tolist() == [math.inf, math.inf]
+    assert shares(found.tolist(), 1.0) == pytest.approx([0.5, 0.5], abs=0.02)
+
+
 # --------------------------------------------------------------------------- masks to rows
 
 
