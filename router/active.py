@@ -37,7 +37,6 @@ class ActiveSequences:
         self.num_requests = array("q")
         self._tree: Final = PromptTree()
         self._requests: dict[Hashable, _Request] = {}
-        self._mortal: dict[Hashable, float] = {}  # when they were added, oldest first
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -62,16 +61,13 @@ class ActiveSequences:
         prefill_tokens: int,
         block_size: int,
         expected_output_tokens: int | None,
-        now: float,
         *,
         shares_blocks: bool = True,
-        may_expire: bool = False,
     ) -> None:
         """A request begins on a reserved slot; one of the same key ends.
 
         `block_hashes` are the packed sequence hashes of the prompt's full blocks; without any, no blocks are counted.
-        Without `shares_blocks` all full blocks of `num_tokens` are counted, whatever else the rank runs. With
-        `may_expire`, `expire` may forget it; `now` must not run backwards.
+        Without `shares_blocks` all full blocks of `num_tokens` are counted, whatever else the rank runs.
         """
         self.free(key)
         if shares_blocks:
@@ -81,8 +77,6 @@ class ActiveSequences:
             num_blocks = num_tokens // block_size
             request = _Request(slot, num_tokens, prefill_tokens, block_size, expected_output_tokens, None, num_blocks)
         self._requests[key] = request
-        if may_expire:
-            self._mortal[key] = now
         self.prefill_tokens[slot] += prefill_tokens
         self.blocks[slot] += num_blocks
         self.num_requests[slot] += 1
@@ -112,7 +106,6 @@ class ActiveSequences:
         request = self._requests.pop(key, None)
         if request is None:
             return False
-        self._mortal.pop(key, None)
         slot = request.slot
         num_blocks = request.num_own_blocks
         if request.end is not None:
@@ -129,17 +122,6 @@ class ActiveSequences:
         """The rank is gone: its requests are over."""
         for key in [key for key, request in self._requests.items() if request.slot == slot]:
             self.free(key)
-
-    def expire(self, older_than: float) -> list[Hashable]:
-        """End those requests that may expire and were added before `older_than`: their keys."""
-        expired: list[Hashable] = []
-        for key, added_at in self._mortal.items():
-            if added_at >= older_than:
-                break
-            expired.append(key)
-        for key in expired:
-            self.free(key)
-        return expired
 
     def match(self, block_hashes: bytes, candidates: int) -> list[tuple[int, int]]:
         """How many leading blocks of a prompt are in running requests: (mask of slots, number of blocks), the numbers

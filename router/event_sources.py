@@ -169,11 +169,8 @@ class EventSources:
 
     # ---- restarts of ours
 
-    def cursors(self) -> list[Cursor]:
-        """What `restore` takes, of every rank whose picture is complete."""
-        return [cursor for feed in self if (cursor := _cursor_of(feed)) is not None]
-
     def cursor_of(self, worker_id: int, dp_rank: int) -> Cursor | None:
+        """What `restore` takes; None of a rank whose picture is not complete."""
         feed = self._feeds.get(worker_id, {}).get(dp_rank)
         return None if feed is None else _cursor_of(feed)
 

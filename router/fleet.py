@@ -100,7 +100,6 @@ class Fleet:
             max(0, place.num_tokens - cached_tokens) if weights.track_prefill_tokens else 0,
             block_size,
             None if place.hints is None else place.hints.expected_output_tokens,
-            now,
             shares_blocks=weights.assume_kv_reuse,
         )
         if self.predicted is not None:

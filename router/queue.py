@@ -56,9 +56,6 @@ class PlacementQueue:
         queue = self._queues[policy_class]
         return queue.has_room_to_run and (worker_set_key, pinned_to) not in queue.lanes
 
-    def has_backlog(self, policy_class: str) -> bool:
-        return bool(self._queues[policy_class].lanes)
-
     def depths(self) -> dict[str, Depth]:
         return {name: queue.depth for name, queue in self._queues.items()}
 
@@ -120,10 +117,6 @@ class PlacementQueue:
         return [entry.waiting for entry in overdue]
 
     # ---- whose turn it is
-
-    def next(self, may_start: Callable[[Waiting], bool]) -> Waiting | None:
-        """Takes out the one whose turn it is; None when nobody may start."""
-        return next(self.startable(may_start), None)
 
     def startable(self, may_start: Callable[[Waiting], bool]) -> Iterator[Waiting]:
         """Takes them out one by one. A lane found blocked is not tried again, for what is started only adds load; who

@@ -30,7 +30,7 @@ class RemoteLoad:
 
     # ---- requests
 
-    def add_remote(self, key: RemoteKey, request: RunningRequest, now: float) -> bool:
+    def add_remote(self, key: RemoteKey, request: RunningRequest, _now: float) -> bool:
         worker_id, dp_rank = request.worker.worker_id, request.worker.dp_rank
         slot, live = self._fleet.ranks.slot_of(worker_id, dp_rank), self._table.home_of(worker_id)
         if slot is None or live is None:
@@ -45,7 +45,6 @@ class RemoteLoad:
             request.num_prefill_tokens if weights.track_prefill_tokens else 0,
             live.block_size,
             request.expected_output_tokens,
-            now,
             shares_blocks=weights.assume_kv_reuse,
         )
         return True

@@ -96,7 +96,3 @@ def sequence_hashes(block_hashes: Iterable[int], parent: int | None = None) -> l
         parent = block_hash if parent is None else digest(pair(parent, block_hash), SEED)
         hashes.append(parent)
     return hashes
-
-
-def next_sequence_hash(parent: int, block_hash: int) -> int:
-    return xxh3_64_intdigest(_U64_PAIR.pack(parent, block_hash), SEED)

@@ -156,7 +156,7 @@ def load_of(running: list[Any], cached_tokens: dict[int, int]) -> ActiveSequence
     active.reserve(len(WORKERS))
     for number, (worker, prompt, is_prefill_completed, num_output, expected) in enumerate(running):
         uncached = len(prompt) - cached_tokens.get(number, 0)
-        active.add(number, WORKERS.index(worker), hashes(prompt), len(prompt), uncached, BLOCK_SIZE, expected, now=0.0)
+        active.add(number, WORKERS.index(worker), hashes(prompt), len(prompt), uncached, BLOCK_SIZE, expected)
         if is_prefill_completed:
             active.complete_prefill(number)
         for _ in range(num_output):

@@ -93,7 +93,7 @@ class ActiveSequencesMachine(RuleBasedStateMachine):
     def add(self, key: int, slot: int, prompt: list[int], rest: int, expected: int | None) -> None:
         num_tokens = len(prompt) * BLOCK_SIZE + rest
         prefill_tokens = num_tokens // 2
-        self.active.add(key, slot, pack(prompt), num_tokens, prefill_tokens, BLOCK_SIZE, expected, 0.0)
+        self.active.add(key, slot, pack(prompt), num_tokens, prefill_tokens, BLOCK_SIZE, expected)
         self.naive.requests[key] = NaiveRequest(slot, prompt, num_tokens, prefill_tokens, expected)
 
     @rule(key=KEYS)
@@ -164,7 +164,7 @@ def begin(
     shares_blocks: bool = True,
 ) -> None:
     num_tokens = 16 * len(prompt)
-    active.add(key, slot, pack(prompt), num_tokens, num_tokens, 16, expected, now=0.0, shares_blocks=shares_blocks)
+    active.add(key, slot, pack(prompt), num_tokens, num_tokens, 16, expected, shares_blocks=shares_blocks)
 
 
 def test_shared_blocks_count_once_per_rank(active: ActiveSequences) -> None:
@@ -191,7 +191,7 @@ def test_requests_that_share_nothing_count_all_their_blocks(active: ActiveSequen
 
 
 def test_a_prompt_without_hashes_counts_as_tokens_only(active: ActiveSequences) -> None:
-    active.add("bare", 0, b"", 100, 60, 16, None, now=0.0)
+    active.add("bare", 0, b"", 100, 60, 16, None)
     assert (active.prefill_tokens[0], active.blocks[0], active.num_requests[0]) == (60, 0, 1)
 
 
@@ -231,7 +231,7 @@ def test_output_without_an_expectation_keeps_its_weight(active: ActiveSequences)
 
 def test_the_first_output_block_begins_after_a_partial_prompt_block(active: ActiveSequences) -> None:
     """Dynamo counts a block when prompt and output together need one more: 17 tokens of prompt leave room for 15."""
-    active.add("one", 0, pack([1]), 17, 17, 16, 32, now=0.0)
+    active.add("one", 0, pack([1]), 17, 17, 16, 32)
     active.grow_output("one")  # the 16th token
     assert active.blocks[0] == pytest.approx(2 * 16 / 32)
 
@@ -244,17 +244,6 @@ def test_a_rank_that_is_gone_takes_its_load_along(active: ActiveSequences) -> No
     assert not active.free("one")
     assert active.free("two")
     assert len(active) == 0
-
-
-def test_only_those_expire_that_may(active: ActiveSequences) -> None:
-    for now, key in enumerate(["a", "b", "c"]):
-        active.add(key, 0, pack([now]), 16, 16, 16, None, now=float(now), may_expire=key != "a")
-    active.add("b", 0, pack([1]), 16, 16, 16, None, now=5.0, may_expire=True)
-    assert active.expire(older_than=5.0) == ["c"]
-    assert active.num_requests[0] == 2
-    assert "c" not in active
-    assert active.expire(older_than=5.1) == ["b"]
-    assert "a" in active
 
 
 def test_room_for_more_ranks_leaves_views_of_the_arrays_alone(active: ActiveSequences) -> None:
@@ -275,13 +264,13 @@ def test_branching_points_are_found_in_long_prompts() -> None:
     trunk = pack([rng.getrandbits(64) for _ in range(3750)])
     active = ActiveSequences()
     active.reserve(2)
-    active.add("trunk", 0, trunk, 60_000, 0, 16, None, now=0.0)
+    active.add("trunk", 0, trunk, 60_000, 0, 16, None)
     for cut in [1, 2, 3, 1875, 3748, 3749, *(rng.randrange(1, 3750) for _ in range(50))]:
         branch = trunk[: 8 * cut] + rng.randbytes(8 * (3750 - cut))
         assert active.match(branch, 0b1) == [(0b1, cut)]
-        active.add("branch", 0, branch, 60_000, 0, 16, None, now=0.0)
+        active.add("branch", 0, branch, 60_000, 0, 16, None)
         assert active.blocks[0] == 3750 + (3750 - cut)
-        active.add("twig", 1, branch[: 8 * (cut + 1)], 16 * (cut + 1), 0, 16, None, now=0.0)
+        active.add("twig", 1, branch[: 8 * (cut + 1)], 16 * (cut + 1), 0, 16, None)
         assert active.match(branch, 0b11) == ([(0b11, cut + 1), (0b01, 3750)] if cut + 1 < 3750 else [(0b11, 3750)])
         active.free("branch")
 

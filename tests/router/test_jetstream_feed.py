@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from dynamo.router.jetstream_feed import DurableRules
+from dynamo.router.jetstream_feed import DurableRules, DurableSubscriber
+from dynamo.shared.event_plane import EndpointScope, EventChannel, Scope, Transport
+from dynamo.shared.event_plane.subscriber import EventSubscriber
+from dynamo.shared.kv_events import KV_EVENTS_TOPIC
 from dynamo.shared.nats import NatsConnection
 from dynamo.shared.nats_config import NatsConfig
 from tests.router.event_world import RouterSide, open_router, open_worker
@@ -51,7 +54,8 @@ async def test_a_router_that_comes_back_continues_where_its_snapshot_was_made(na
             worker.store(1, 2)
             await before.agrees_with(worker)
             assert feed.durable is not None
-            cursors, positions = feed.sources.cursors(), dict(feed.durable.positions)
+            cursor, positions = feed.sources.cursor_of(worker.worker_id, 0), dict(feed.durable.positions)
+            assert cursor is not None
             after.index.held = {slot: set(held) for slot, held in before.index.held.items()}
             after.slots = dict(before.slots)
             worker.store(3)
@@ -59,7 +63,7 @@ async def test_a_router_that_comes_back_continues_where_its_snapshot_was_made(na
         worker.remove(1)
         worker.store(4)
         durable = DurableRules(replica="gateway-0", positions=positions)
-        async with open_router(after, durable=durable, cursors=tuple(cursors)) as feed:
+        async with open_router(after, durable=durable, cursors=(cursor,)) as feed:
             await after.agrees_with(worker)
             [applied] = feed.sources.applied.values()
             assert applied.stored + applied.removed == 3, "no more than what is new"
@@ -113,7 +117,8 @@ async def test_a_stream_that_lost_what_we_need_leaves_a_gap_to_ask_for(nats: Nat
             await before.agrees_with(worker)
             await until(lambda: is_reading(before))
             assert feed.durable is not None
-            cursors, positions = feed.sources.cursors(), dict(feed.durable.positions)
+            cursor, positions = feed.sources.cursor_of(worker.worker_id, 0), dict(feed.durable.positions)
+            assert cursor is not None
         after.index.held = {slot: set(held) for slot, held in before.index.held.items()}
         after.slots = dict(before.slots)
         worker.store(2)
@@ -122,7 +127,7 @@ async def test_a_stream_that_lost_what_we_need_leaves_a_gap_to_ask_for(nats: Nat
             stream = await jetstream.find_stream_name_by_subject("namespace.demo.>")
             await jetstream.purge_stream(stream)
         durable = DurableRules(replica="gateway-0", positions=positions)
-        async with open_router(after, durable=durable, cursors=tuple(cursors)):
+        async with open_router(after, durable=durable, cursors=(cursor,)):
             worker.store(3)
             await after.agrees_with(worker)
 
@@ -154,6 +159,18 @@ async def test_workers_on_zmq_are_followed_as_ever(nats: NatsServer) -> None:
         await router.agrees_with(worker)
         worker.store(2)
         await router.agrees_with(worker)
+
+
+async def test_names_that_make_no_subject_are_refused() -> None:
+    connection = NatsConnection()
+    events = EventSubscriber(KV_EVENTS_TOPIC, lambda _envelopes: None, nats=connection)
+    durable = DurableSubscriber(events, connection, RULES, lambda: None)
+    for namespace, component in (("*", "backend"), ("demo", ">"), ("demo", "b d"), ("", "backend")):
+        scope = Scope(endpoint=EndpointScope(namespace, component, "generate"))
+        with pytest.raises(OSError, match="no NATS subject"):
+            durable.connect(EventChannel(scope, KV_EVENTS_TOPIC, 1, Transport("Nats", {"subject_prefix": "p"})))
+    await durable.close()
+    await connection.close()
 
 
 def is_reading(router: RouterSide) -> bool:

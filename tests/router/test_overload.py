@@ -42,7 +42,7 @@ class Fleet:
         self.monitor.report(slot, LoadReport(7, slot, decoding, prefill, used))
 
     def run(self, key: str, slot: int, num_tokens: int, num_blocks: int = 0) -> None:
-        self.sequences.add(key, slot, b"", 16 * num_blocks, num_tokens, 16, None, 0.0, shares_blocks=False)
+        self.sequences.add(key, slot, b"", 16 * num_blocks, num_tokens, 16, None, shares_blocks=False)
 
     def overloaded(self, model: str = "m") -> str:
         workers = {"A": self.A, "B": self.B}

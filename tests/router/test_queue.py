@@ -149,8 +149,6 @@ def test_newcomers_wait_behind_those_for_the_same_workers_only() -> None:
     assert queue.admits("a", "other set")
     assert queue.admits("a", "set", (7, 0))
     assert queue.admits("b", "set")
-    assert queue.has_backlog("a")
-    assert not queue.has_backlog("b")
 
 
 # --------------------------------------------------------------------------- classes
@@ -175,8 +173,8 @@ def test_classes_share_by_their_quanta(quanta: tuple[int, int], expected: list[i
     for request_id in range(320):
         queue.push(waiting(request_id, policy_class="premium"), 0)
         queue.push(waiting(1000 + request_id, policy_class="regular"), 0)
-    first = [queue.next(always) for _ in range(320)]
-    names = [each.policy_class for each in first if each is not None]
+    first = [next(queue.startable(always)) for _ in range(320)]
+    names = [each.policy_class for each in first]
     assert [names.count("premium"), names.count("regular")] == expected
 
 
@@ -210,7 +208,7 @@ def test_whoever_cannot_start_earns_nothing() -> None:
         queue.push(waiting(request_id, policy_class="premium", num_tokens=100, worker_set="busy"), 0)
         queue.push(waiting(100 + request_id, policy_class="regular", num_tokens=100, worker_set="free"), 0)
     for _ in range(20):
-        assert queue.next(lambda each: each.worker_set_key == "free") is not None
+        assert next(queue.startable(lambda each: each.worker_set_key == "free"), None) is not None
     names = [each.policy_class for _, each in zip(range(10), queue.startable(always), strict=False)]
     assert [names.count("premium"), names.count("regular")] == [5, 5]
 

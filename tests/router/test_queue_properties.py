@@ -70,7 +70,7 @@ def test_classes_that_all_want_more_get_tokens_in_proportion_to_their_quanta(
         push(each.name)
         push(each.name)
     for _ in range(300):
-        taken = queue.next(lambda _each: True)
+        taken = next(queue.startable(lambda _each: True), None)
         assert taken is not None
         served[taken.policy_class] += taken.cost
         push(taken.policy_class)

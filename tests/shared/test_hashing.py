@@ -9,7 +9,6 @@ import pytest
 from dynamo.shared.hashing import (
     block_hashes,
     hash_seed,
-    next_sequence_hash,
     pack_tokens,
     packed_sequence_hashes,
     sequence_hashes,
@@ -40,7 +39,6 @@ def test_adapters_and_salts_share_no_blocks() -> None:
 def test_a_sequence_hash_stands_for_all_blocks_before_it() -> None:
     chain = sequence_hashes(PLAIN)
     assert chain[0] == PLAIN[0]
-    assert chain[1] == next_sequence_hash(PLAIN[0], PLAIN[1])
     assert sequence_hashes(PLAIN[2:], parent=chain[1]) == chain[2:]
 
 
