@@ -28,6 +28,7 @@ from tests.router.registrations import card_value, instance_value
 from tests.router.test_process import Acceptor, RouterProcess
 from tests.support.fleet import Metrics
 from tests.support.gateway import Gateway
+from tests.support.nats import NatsServer
 from tests.support.standalone_router import StandaloneRouter, store_in
 from tests.support.waiting import PATIENCE_S, until
 
@@ -191,6 +192,49 @@ async def place_one(router: RouterProcess, life: int) -> None:
     await until(lambda: Metrics(render(router.metrics)).total(STARTED) == life, "the placement")
     acceptor.channel.close()
     router.kill()
+
+
+EVERYTHING = (
+    "--endpoint=demo.backend.generate",
+    "--event-plane=nats",
+    "--router-replica-sync",
+    "--router-durable-kv-events",
+    "--router-snapshot={directory}/snapshot",
+    "--router-snapshot-interval-secs=1",
+    "--router-predicted-ttl-secs=60",
+    "--router-decision-log={directory}/decisions",
+    "--router-session-affinity-ttl-secs=60",
+    "--active-decode-blocks-threshold=0.9",
+)
+TOLD_IF_USED = (
+    "nats_connected",
+    "nats_connects_total",
+    "replica_peers",
+    'replica_sync_total{event="snapshots_sent"}',
+    "kv_stream_read",
+    'snapshots_total{outcome="saved"}',
+    "snapshot_saved_timestamp_seconds",
+    "predicted_blocks",
+    "sessions",
+)
+
+
+async def test_every_part_of_a_router_tells_its_numbers(tmp_path: Path) -> None:
+    with NatsServer() as nats:
+        store = store_in(tmp_path) | {"NATS_SERVER": nats.url}
+        discovery = FileDiscovery(Path(store["DYN_FILE_KV"]))
+        await discovery.open()
+        await register(discovery, 7)
+        with StandaloneRouter(store, *(flag.format(directory=tmp_path) for flag in EVERYTHING)) as router:
+            await until(lambda: not missing(router.metrics()), "numbers of every part")
+            feeds = router.metrics().by_label("dynamo_router_event_channels", "feed")
+            assert feeds.keys() == {"kv_events", "load", "replicas"}
+        await discovery.close()
+
+
+def missing(told: Metrics) -> list[str]:
+    text = told.text.decode()
+    return [name for name in TOLD_IF_USED if f"\ndynamo_router_{name} " not in text]
 
 
 # ---- what a core has counted
