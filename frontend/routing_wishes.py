@@ -108,9 +108,13 @@ def _pinned_by(nvext: NvExt, headers: RoutingHeaders) -> str:
         return headers.worker_from
     if nvext.decode_worker_id is not None:
         return "nvext.decode_worker_id"
-    if nvext.backend_instance_id is None and (headers.dp_rank_from or nvext.dp_rank is not None):
+    if nvext.backend_instance_id is not None:
+        return "nvext.backend_instance_id"
+    if headers.dp_rank_from or nvext.dp_rank is not None:
         return headers.dp_rank_from or "nvext.dp_rank"
-    return "nvext.backend_instance_id"
+    if nvext.allowed_worker_ids is not None:
+        return "nvext.allowed_worker_ids"
+    return "nvext.routing_constraints" if nvext.routing_constraints is not None else "nvext.backend_instance_id"
 
 
 def _trigger(request: GenerateRequest) -> str:

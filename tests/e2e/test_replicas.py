@@ -62,6 +62,11 @@ def loads(gateway: KvGateway) -> dict[Rank, int]:
     return {rank: int(one["load"]["decode_blocks"]) for rank, one in gateway.candidates([1, 2, 3]).items()}
 
 
+def is_prefilled(gateway: KvGateway) -> bool:
+    """Nobody's prompt counts any more, only what runs."""
+    return not any(one["load"]["prefill_tokens"] for one in gateway.candidates([1, 2, 3]).values())
+
+
 def test_each_knows_the_load_of_all(gateways: list[KvGateway]) -> None:
     first, second = gateways[0].ranks()
     with ExitStack() as requests:
@@ -69,6 +74,7 @@ def test_each_knows_the_load_of_all(gateways: list[KvGateway]) -> None:
             requests.enter_context(held(gateway, prompt_of(number, 20 * BLOCK_SIZE), at))
         for gateway in gateways:
             wait_until(lambda: loads(gateway) == {first: 40, second: 20}, "the load of all")  # noqa: B023
+            wait_until(lambda: is_prefilled(gateway), "the first tokens of all")  # noqa: B023
             assert gateway.route(prompt_of(99, 20)).rank == second
     for gateway in gateways:
         wait_until(lambda: not any(loads(gateway).values()), "the end of all load")  # noqa: B023
