@@ -54,6 +54,10 @@ class ThresholdsBody(Struct, kw_only=True):
         )
 
 
+class Replacement(ThresholdsBody, forbid_unknown_fields=True):
+    """Body of a PUT: what it leaves out is switched off, so a misspelt name must not pass."""
+
+
 class AdminAccess:
     """Who may use these routes: everybody, whoever has the key, or nobody."""
 
@@ -112,7 +116,7 @@ class Admin:
         self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds, *, replaces: bool
     ) -> None:
         """POST leaves what is not named and reads back when nothing is; PUT switches off what is not named."""
-        body = await _read_thresholds(exchange)
+        body = await _read_thresholds(exchange, Replacement if replaces else ThresholdsBody)
         if body.asks_only and not replaces:
             found = await self._router.thresholds(body.model)
         else:
@@ -159,14 +163,14 @@ def _mouth_for(body: bytes) -> Mouth[Any]:
     return ChatMouth() if "messages" in fields else CompletionMouth()
 
 
-async def _read_thresholds(exchange: Exchange) -> ThresholdsBody:
+async def _read_thresholds(exchange: Exchange, kind: type[ThresholdsBody]) -> ThresholdsBody:
     """A field that is missing or of another type is a 422, as in 1.6.1; one out of range a 400."""
     require_json(exchange)
     body = await exchange.read_body()
     try:
-        return msgspec.json.decode(body, type=ThresholdsBody)
+        return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError) as failure:
-        error = diagnose(failure, body, ThresholdsBody)
+        error = diagnose(failure, body, kind)
     if error.code in ("missing_field", "invalid_type"):
         error = Unprocessable(error.message, error.param, error.code)
     raise error

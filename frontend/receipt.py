@@ -82,21 +82,22 @@ def compact(receipt: RouteReceipt | None) -> str:
     """As a header tells it: `name=value; name=value`, without what is unknown."""
     if receipt is None:
         return ""
-    matched, runner_up = receipt.matched_blocks, receipt.runner_up
+    matched, runner_up, was_compared = receipt.matched_blocks, receipt.runner_up, receipt.cost is not None
     parts = {
         "worker": receipt.worker,
         "rank": receipt.dp_rank,
         "reason": receipt.reason,
-        "device": matched.device,
-        "host": matched.host,
-        "disk": matched.disk,
+        "policy": receipt.policy or None,
+        "device": matched.device if was_compared else None,
+        "host": matched.host if was_compared else None,
+        "disk": matched.disk if was_compared else None,
         "external": matched.external or None,
-        "blocks": receipt.request_blocks,
+        "blocks": receipt.request_blocks if was_compared else None,
         "cost": receipt.cost,
         "runner_up": runner_up and runner_up.worker,
         "runner_up_cost": runner_up and runner_up.cost,
         "queue_ms": round(receipt.queue_wait_ms, 3),
-        "predicted": receipt.predicted_cached_tokens,
+        "predicted": receipt.predicted_cached_tokens if was_compared else None,
         "cached": receipt.cached_tokens,
         "migrations": receipt.num_migrations or None,
     }

@@ -55,7 +55,9 @@ class KvSelector:
         if policy is None or scores is None:
             return self._choice(question, view, own, "cost")
         chosen = policy.settle(own, pick(scores, 0.0, self._fleet.rng))
-        return self._choice(question, view, chosen, "cost" if policy.is_shadow else "policy")
+        if policy.is_shadow:
+            return self._choice(question, view, chosen, "cost")
+        return self._choice(question, view, chosen, "policy", policy.name)
 
     def look(self, question: Question) -> list[Candidate]:
         view = self.view(question)
@@ -72,7 +74,7 @@ class KvSelector:
 
     # ---- choosing
 
-    def _choice(self, question: Question, view: View, at: int, reason: str) -> Choice:
+    def _choice(self, question: Question, view: View, at: int, reason: str, policy: str = "") -> Choice:
         row, block_size = view.candidates, question.live.block_size
         device = int(row.device_blocks[at])
         cached_tokens = round(_effective_blocks(view, at) * block_size)
@@ -81,7 +83,7 @@ class KvSelector:
             int(row.dp_ranks[at]),
             device,
             min(cached_tokens, question.place.num_tokens),
-            _receipt(view, at) if question.wants_receipt else None,
+            _receipt(view, at, policy) if question.wants_receipt else None,
             view.weights,
             reason,
             view.num_blocks,
@@ -187,7 +189,7 @@ def _policy_request(question: Question, view: View) -> PolicyRequest:
     )
 
 
-def _receipt(view: View, at: int) -> Receipt:
+def _receipt(view: View, at: int, policy: str) -> Receipt:
     """Without its reason, which is that of the choice."""
     row = view.candidates
     return Receipt(
@@ -200,6 +202,7 @@ def _receipt(view: View, at: int) -> Receipt:
         int(row.external_blocks[at]),
         float(view.costs[at]),
         *_runner_up(view, at),
+        policy=policy,
     )
 
 

@@ -122,6 +122,9 @@ async def test_put_replaces_all_and_null_switches_off(acceptor: ServedAcceptor) 
     replaced = await acceptor.ask("PUT", path, {"model": MODEL, "active_prefill_tokens_threshold_frac": 2.0})
     assert replaced.json == OFF | {"active_prefill_tokens_threshold_frac": 2.0}
     assert (await acceptor.ask("PUT", path, {"model": MODEL})).json == OFF
+    misspelt = await acceptor.ask("PUT", path, {"model": MODEL, "active_prefil_tokens_threshold": 1})
+    assert misspelt.status == 400
+    assert "active_prefil_tokens_threshold" in misspelt.body.decode()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
