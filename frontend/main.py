@@ -83,6 +83,9 @@ def _announce_inert_options(config: FrontendConfig, provenance: Mapping[str, str
     names = KvRouterOptions.inert_ones(provenance)
     if names:
         log.warning("accepted, but without effect in this version: %s", _as_flags(names))
+    names = KvRouterOptions.kv_only_ones(provenance)
+    if names and config.router_mode != "kv" and not config.load_aware:
+        log.warning("without effect in --router-mode %s: %s", config.router_mode, _as_flags(names))
     if config.router_address is None:
         return
     log.info("asking the router at %s", config.router_address)

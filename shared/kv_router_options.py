@@ -333,7 +333,33 @@ class KvRouterOptions(Config):
         """Names of the options without effect that the user set, by flag or variable."""
         return [name for name in INERT if provenance[name] != "default"]
 
+    @classmethod
+    def kv_only_ones(cls, provenance: Mapping[str, str]) -> list[str]:
+        """Names of the options that the user set and that only mode kv looks at."""
+        return [name for name in KV_ONLY if provenance[name] != "default"]
+
 
 INERT = tuple(
     name for name, (_field, opt, _kind) in KvRouterOptions.options().items() if opt.help.startswith("Without")
+)
+
+KV_ONLY = (
+    "router_kv_overlap_score_credit",
+    "router_kv_overlap_score_credit_decay",
+    "router_prefill_load_scale",
+    "kv_overlap_score_weight",
+    "router_decode_active_request_weight",
+    "router_host_cache_hit_weight",
+    "router_disk_cache_hit_weight",
+    "router_temperature",
+    "router_kv_events",
+    "router_ttl_s",
+    "router_approximate_cache_policy",
+    "router_predicted_ttl_s",
+    "router_durable_kv_events",
+    "router_snapshot",
+    "router_snapshot_interval_s",
+    "router_track_active_blocks",
+    "router_track_output_blocks",
+    "router_assume_kv_reuse",
 )

@@ -63,6 +63,11 @@ def test_options_without_effect_are_named() -> None:
     assert FrontendConfig.inert_ones(provenance) == ["router_event_threads", "use_remote_indexer", "enforce_disagg"]
 
 
+def test_options_of_mode_kv_are_named_for_who_sets_them_without_it() -> None:
+    _, provenance = FrontendConfig.load(["--router-temperature", "0.5"], {}, prog="dynamo-frontend")
+    assert FrontendConfig.kv_only_ones(provenance) == ["router_temperature"]
+
+
 def test_the_older_weight_of_zero_drops_the_credit_too() -> None:
     config = load("--kv-overlap-score-weight", "0")
     assert (config.weight_scale, config.weight_credit) == (0.0, 0.0)
