@@ -149,7 +149,7 @@ def test_sessions_and_predicted_blocks_are_known_to_both(tmp_path: Path, process
 
 def test_options_of_placement_are_the_routers(deployment: Deployment) -> None:
     for gateway in deployment.gateways:
-        assert gateway.log.count("for the router at --router-address decides: router_mode\n") == 1
+        assert gateway.log.count("for the router at --router-address decides: --router-mode\n") == 1
         assert "router is ready" not in gateway.log
 
 
