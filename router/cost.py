@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 Ids = NDArray[np.uint64]
 Floats = NDArray[np.floating[Any]]
 MAX_COST = 1e300  # in a draw; weights of a request may well make it infinite
+FEW = 8  # ranks that are cheaper one by one than all at once
 
 
 class Candidates(Struct, frozen=True, gc=False):
@@ -25,7 +26,7 @@ class Candidates(Struct, frozen=True, gc=False):
     `external_blocks`; `shared_blocks` are those behind its device's that a cache of the whole fleet holds.
     `prefill_tokens`, `decode_blocks` and `num_requests` are the load without the prompt, `new_blocks` those full blocks
     of it that no running request of the rank has. `preferred_weight` sums the weights of the preferred taints that a
-    rank has.
+    rank has. Without `has_lower_tiers`, all blocks below the device are 0.
     """
 
     slots: Ints
@@ -41,6 +42,7 @@ class Candidates(Struct, frozen=True, gc=False):
     num_requests: Ints
     preferred_weight: Floats | None = None
     shared_blocks: Ints | None = None
+    has_lower_tiers: bool = True
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -50,13 +52,14 @@ def costs(candidates: Candidates, num_tokens: int, block_size: int, weights: Wei
     """The cost of a prompt of `num_tokens` for every candidate."""
     credit_blocks = _credit_blocks(candidates, num_tokens, block_size, weights)
     decode_blocks = _decode_blocks(candidates, num_tokens, block_size, weights)
-    request_blocks = weights.decode_active_request_weight * candidates.num_requests
     if weights.track_prefill_tokens:
         raw_prefill_blocks = _raw_prefill_blocks(candidates, num_tokens, block_size)
         prefill_blocks = weights.prefill_load_scale * np.maximum(raw_prefill_blocks - credit_blocks, 0.0)
-        cost: Floats = prefill_blocks + decode_blocks + request_blocks
+        cost: Floats = prefill_blocks + decode_blocks
     else:  # where only decoding is weighed, cached blocks are taken off that
-        cost = np.maximum(decode_blocks - credit_blocks, 0.0) + request_blocks
+        cost = np.maximum(decode_blocks - credit_blocks, 0.0)
+    if weights.decode_active_request_weight:
+        cost += weights.decode_active_request_weight * candidates.num_requests
     if candidates.preferred_weight is not None:
         cost = cost * np.exp(-np.tanh(candidates.preferred_weight))
     return cost
@@ -67,22 +70,39 @@ def pick(costs: Floats, temperature: float, rng: random.Random) -> int:
     their costs, these first scaled to 0 for the lowest and 1 for the highest. There must be costs, none of them NaN."""
     if temperature > 0:
         return _draw(costs, temperature, rng)
-    rows = np.flatnonzero(costs == costs.min())
+    (rows,) = (costs == costs[costs.argmin()]).nonzero()
     return int(rows[0] if len(rows) == 1 else rows[rng.randrange(len(rows))])
 
 
-def spread(nested: Sequence[tuple[int, int]], slots: Ints) -> Ints:
-    """The number of each slot: that of the last pair whose mask has it, 0 if none does. The pairs are (mask, number)
-    with growing numbers and each mask within the one before."""
+def spread(nested: Sequence[tuple[int, int]], slots: Ints, mask: int) -> Ints:
+    """The number of each of `slots`, which `mask` has as bits: that of the last pair whose mask has it, 0 if none does.
+    The pairs are (mask, number) with growing numbers and each mask within the one before, the first within `mask`."""
     if not nested:
         return np.zeros(len(slots), np.int64)
-    width = max(nested[0][0].bit_length(), int(slots.max(initial=0)) + 1) // 8 + 1
-    packed = b"".join([mask.to_bytes(width, "little") for mask, _number in nested])
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(nested), width), axis=1, bitorder="little")
-    num_masks = bits.sum(axis=0, dtype=np.intp)
-    numbers: Ints = np.array([0, *[number for _mask, number in nested]], np.int64)
-    found: Ints = numbers[num_masks[slots]]
-    return found
+    base = 0
+    if nested[0][0] == mask:
+        (_, base), *nested = nested
+    if nested and nested[0][0].bit_count() > FEW:
+        return _spread_wide(nested, base, mask.bit_length()).take(slots)
+    by_slot = np.full(mask.bit_length(), base)
+    done = 0
+    for ranks, number in reversed(nested):
+        left, done = ranks & ~done, ranks
+        while left:
+            slot = left.bit_length() - 1
+            by_slot[slot] = number
+            left ^= 1 << slot
+    return by_slot.take(slots)
+
+
+def _spread_wide(nested: Sequence[tuple[int, int]], base: int, num_slots: int) -> Ints:
+    """By slot, at a price per pair and not per slot in it; `base` for those in none."""
+    num_bytes = num_slots // 8 + 1
+    packed = b"".join([ranks.to_bytes(num_bytes, "little") for ranks, _number in nested])
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(nested), num_bytes), axis=1, bitorder="little")
+    numbers = np.array([base, *[number for _ranks, number in nested]])
+    by_slot: Ints = numbers.take(np.add.reduce(bits, axis=0, dtype=np.intp))
+    return by_slot
 
 
 def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:
@@ -91,11 +111,10 @@ def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, wei
     if weights.overlap_score_credit == 0:
         return 0.0
     device_credit = weights.overlap_score_credit * _credit_decay(candidates, num_tokens, block_size, weights)
-    credit: Floats = (
-        device_credit * candidates.device_blocks
-        + weights.host_cache_hit_weight * candidates.host_blocks
-        + weights.disk_cache_hit_weight * (candidates.disk_blocks + candidates.external_blocks)
-    )
+    credit: Floats = device_credit * candidates.device_blocks
+    if candidates.has_lower_tiers:
+        below = candidates.disk_blocks + candidates.external_blocks
+        credit += weights.host_cache_hit_weight * candidates.host_blocks + weights.disk_cache_hit_weight * below
     if candidates.shared_blocks is not None:
         credit += weights.shared_cache_multiplier * candidates.shared_blocks
     return credit

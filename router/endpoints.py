@@ -224,8 +224,9 @@ class RouterEndpoints:
         workers = sorted({i for live in self._core.table.at_endpoint(self._endpoint) for i in live.members})
         ranks = [(i, rank, slot) for i in workers for rank, slot in fleet.ranks.slots_of(i).items()]
         slots = np.array([slot for _worker, _rank, slot in ranks], np.int64)
-        found = fleet.match(hashes, sum(1 << slot for _worker, _rank, slot in ranks), self._loop.time())
-        device_blocks = spread(found.device, slots).tolist()
+        mask = sum(1 << slot for _worker, _rank, slot in ranks)
+        found = fleet.match(hashes, mask, self._loop.time())
+        device_blocks = spread(found.device, slots, mask).tolist()
         rows = []
         for (worker_id, dp_rank, slot), device in zip(ranks, device_blocks, strict=True):
             host = found.host.get(slot, 0)

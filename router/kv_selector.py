@@ -99,15 +99,16 @@ class KvSelector:
             slots=slots,
             instance_ids=pool.instance_ids,
             dp_ranks=pool.dp_ranks,
-            device_blocks=spread(held.device, slots),
+            device_blocks=spread(held.device, slots, pool.mask),
             host_blocks=_counts(held.host, slots),
             disk_blocks=_counts(held.disk, slots),
             external_blocks=_counts(held.external, slots),
-            prefill_tokens=np.frombuffer(sequences.prefill_tokens, np.int64)[slots],
-            decode_blocks=np.frombuffer(sequences.blocks, np.float64)[slots],
-            new_blocks=num_full_blocks - spread(sequences.match(place.block_hashes, pool.mask), slots),
-            num_requests=np.frombuffer(sequences.num_requests, np.int64)[slots],
+            prefill_tokens=np.frombuffer(sequences.prefill_tokens, np.int64).take(slots),
+            decode_blocks=np.frombuffer(sequences.blocks, np.float64).take(slots),
+            new_blocks=num_full_blocks - spread(sequences.match(place.block_hashes, pool.mask), slots, pool.mask),
+            num_requests=np.frombuffer(sequences.num_requests, np.int64).take(slots),
             preferred_weight=self._preferences(question, pool),
+            has_lower_tiers=bool(held.host or held.disk or held.external),
         )
 
     def _pool_of(self, question: Question) -> _Pool:

@@ -154,7 +154,7 @@ class _NotFollowed(Exception):
 def _protect(candidates: Candidates) -> None:
     """The router goes on working with these arrays."""
     for name in candidates.__struct_fields__:
-        if (array := getattr(candidates, name)) is not None:
+        if isinstance(array := getattr(candidates, name), np.ndarray):
             array.setflags(write=False)
 
 

@@ -19,7 +19,7 @@ import pytest
 from msgspec.structs import fields
 
 from dynamo.router.active import ActiveSequences
-from dynamo.router.cost import Candidates, Ints, costs, pick, spread
+from dynamo.router.cost import Candidates, costs, pick, spread
 from dynamo.router.weights import Weights
 from dynamo.shared.hashing import block_hashes, pack_tokens, sequence_hashes
 from dynamo.shared.protocol import RouterConfigOverride
@@ -167,15 +167,16 @@ def load_of(running: list[Any], cached_tokens: dict[int, int]) -> ActiveSequence
 def candidates(active: ActiveSequences, workers: Sequence[int], taint_weight: float | None = None) -> Candidates:
     """`taint_weight` is what the taint of worker 1 weighs."""
     slots = np.array([WORKERS.index(worker) for worker in workers])
+    mask = sum(1 << slot for slot in slots.tolist())
     num_blocks = len(PROMPT) // BLOCK_SIZE
-    tiers: dict[str, Ints] = {name: np.array(column)[slots] for name, column in TIERS.items()}
+    tiers: dict[str, Any] = {name: np.array(column)[slots] for name, column in TIERS.items()}
     return Candidates(
         slots=slots,
         instance_ids=np.array(workers, np.uint64),
         dp_ranks=np.zeros(len(workers), np.int64),
         prefill_tokens=np.frombuffer(active.prefill_tokens, np.int64)[slots],
         decode_blocks=np.frombuffer(active.blocks, np.float64)[slots],
-        new_blocks=num_blocks - spread(active.match(hashes(PROMPT), 0b111), slots),
+        new_blocks=num_blocks - spread(active.match(hashes(PROMPT), mask), slots, mask),
         num_requests=np.frombuffer(active.num_requests, np.int64)[slots],
         preferred_weight=None if taint_weight is None else np.where(slots == 0, taint_weight, 0.0),
         **tiers,

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from itertools import accumulate
+from operator import and_
 
 import msgspec
 import numpy as np
@@ -172,21 +174,20 @@ def test_weights_that_make_costs_infinite_leave_a_choice() -> None:
 # --------------------------------------------------------------------------- masks to rows
 
 
+ALL = 2**100 - 1
+masks = st.integers(0, ALL) | st.sets(st.integers(0, 99)).map(lambda slots: sum(1 << slot for slot in slots))
+
+
 @given(
-    st.lists(st.sets(st.integers(0, 90)), max_size=6),
-    st.lists(st.integers(0, 99), unique=True, max_size=30),
+    st.lists(st.integers(0, 99), unique=True, max_size=30) | st.permutations(range(100)),
+    st.lists(masks | st.just(ALL), max_size=6),
     st.lists(st.integers(1, 50), min_size=6, max_size=6),
 )
-def test_spread_gives_every_slot_its_last_number(sets: list[set[int]], slots: list[int], steps: list[int]) -> None:
-    nested: list[tuple[int, int]] = []
-    number = 0
-    within = set(range(100))
-    for each, step in zip(sets, steps, strict=False):
-        within = within & each if nested else each
-        number += step
-        nested.append((sum(1 << slot for slot in within), number))
-    expected = [max((number for mask, number in nested if mask >> slot & 1), default=0) for slot in slots]
-    assert spread(nested, np.array(slots, np.int64)).tolist() == expected
+def test_spread_gives_every_slot_its_last_number(slots: list[int], wider: list[int], steps: list[int]) -> None:
+    mask = sum(1 << slot for slot in slots)
+    nested = list(zip(accumulate(wider, and_, initial=mask), accumulate(steps), strict=False))[1:]
+    expected = [max((number for ranks, number in nested if ranks >> slot & 1), default=0) for slot in slots]
+    assert spread(nested, np.array(slots, np.int64), mask).tolist() == expected
 
 
 # --------------------------------------------------------------------------- weights
