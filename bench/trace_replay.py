@@ -17,7 +17,6 @@ from bench.trace import Request
 from bench.trace_fleet import Fleet
 
 ANSWER_TIMEOUT_S = 120
-MAX_IN_FLIGHT = 4096
 USAGE = re.compile(rb'"prompt_tokens":(\d+).*?"cached_tokens":(\d+)', re.DOTALL)
 WORKER = re.compile(rb'"decode_worker_id":(\d+)')
 
@@ -35,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What became of them all. `cpu_s` are seconds of CPU by whose they are."""
+    """What became of them all, in their order. `cpu_s` are seconds of CPU by whose they are."""
 
     elapsed_s: float
     records: list[Record]
@@ -72,25 +71,12 @@ async def replay(fleet: Fleet, requests: Sequence[Request], bodies: Sequence[byt
     """The requests in turn at each of the fleet's frontends, `speedup` times as fast as in the trace."""
     before = _clocks(fleet)
     started = time.perf_counter()
-    results: list[Record | str] = []
-    asking: set[asyncio.Task[None]] = set()
-
-    async def ask(port: int, body: bytes, due: float) -> None:
-        try:
-            results.append(await _ask(port, body, due))
-        except (OSError, TimeoutError, WrongAnswer) as error:
-            results.append(f"{type(error).__name__}: {error}")
-
+    asking: list[asyncio.Task[Record | str]] = []
     for request, body, port in zip(requests, bodies, cycle(fleet.ports), strict=False):
         due = started + request.at_s / speedup
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        if len(asking) >= MAX_IN_FLIGHT:
-            results.append(f"over {MAX_IN_FLIGHT} requests in flight")
-            continue
-        task = asyncio.create_task(ask(port, body, due))
-        asking.add(task)
-        task.add_done_callback(asking.discard)
-    await asyncio.gather(*asking)
+        asking.append(asyncio.create_task(_ask(port, body, due)))
+    results = await asyncio.gather(*asking)
     fleet.check_alive()
     after = _clocks(fleet)
     return Replay(
@@ -101,15 +87,23 @@ async def replay(fleet: Fleet, requests: Sequence[Request], bodies: Sequence[byt
     )
 
 
-async def _ask(port: int, body: bytes, due: float) -> Record:
+async def _ask(port: int, body: bytes, due: float) -> Record | str:
+    """What became of it, or what went wrong."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            return await _answered(port, body, due)
+    except (OSError, TimeoutError, WrongAnswer) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+async def _answered(port: int, body: bytes, due: float) -> Record:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        _transport, connection = await loop.create_connection(Connection, "127.0.0.1", port)
-        try:
-            asked_at = time.perf_counter()
-            answer = await connection.ask(http_request(body, "/v1/completions"))
-        finally:
-            connection.close()
+    _transport, connection = await loop.create_connection(Connection, "127.0.0.1", port)
+    try:
+        asked_at = time.perf_counter()
+        answer = await connection.ask(http_request(body, "/v1/completions"))
+    finally:
+        connection.close()
     return _record(answer, ttft_s=connection.first_text_at - asked_at, lag_s=asked_at - due)
 
 
