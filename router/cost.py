@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 Ids = NDArray[np.uint64]
 Floats = NDArray[np.floating[Any]]
 MAX_COST = 1e300  # in a draw; weights of a request may well make it infinite
-FEW = 8  # ranks that are cheaper one by one than all at once
+FEW_RANKS, FEW_PAIRS = 8, 4  # are cheaper one by one than all at once
 
 
 class Candidates(Struct, frozen=True, gc=False):
@@ -82,27 +82,38 @@ def spread(nested: Sequence[tuple[int, int]], slots: Ints, mask: int) -> Ints:
     base = 0
     if nested[0][0] == mask:
         (_, base), *nested = nested
-    if nested and nested[0][0].bit_count() > FEW:
-        return _spread_wide(nested, base, mask.bit_length()).take(slots)
-    by_slot = np.full(mask.bit_length(), base)
-    done = 0
-    for ranks, number in reversed(nested):
-        left, done = ranks & ~done, ranks
-        while left:
-            slot = left.bit_length() - 1
-            by_slot[slot] = number
-            left ^= 1 << slot
+    num_slots = mask.bit_length()
+    by_slot = _spread_many(nested, base, num_slots) if len(nested) > FEW_PAIRS else _spread(nested, base, num_slots)
     return by_slot.take(slots)
 
 
-def _spread_wide(nested: Sequence[tuple[int, int]], base: int, num_slots: int) -> Ints:
-    """By slot, at a price per pair and not per slot in it; `base` for those in none."""
-    num_bytes = num_slots // 8 + 1
-    packed = b"".join([ranks.to_bytes(num_bytes, "little") for ranks, _number in nested])
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(nested), num_bytes), axis=1, bitorder="little")
-    numbers = np.array([base, *[number for _ranks, number in nested]])
-    by_slot: Ints = numbers.take(np.add.reduce(bits, axis=0, dtype=np.intp))
+def _spread(nested: Sequence[tuple[int, int]], base: int, num_slots: int) -> Ints:
+    """By slot, `base` for those in none."""
+    by_slot = np.full(num_slots, base)
+    for ranks, number in nested:
+        if ranks.bit_count() > FEW_RANKS:
+            by_slot[_bits([ranks], num_slots)[0].view(np.bool)] = number
+            continue
+        while ranks:
+            slot = ranks.bit_length() - 1
+            by_slot[slot] = number
+            ranks ^= 1 << slot
     return by_slot
+
+
+def _spread_many(nested: Sequence[tuple[int, int]], base: int, num_slots: int) -> Ints:
+    """The same, for less per pair and more in all."""
+    numbers = np.array([base, *[number for _ranks, number in nested]])
+    num_masks = np.add.reduce(_bits([ranks for ranks, _number in nested], num_slots), axis=0, dtype=np.intp)
+    by_slot: Ints = numbers.take(num_masks)
+    return by_slot
+
+
+def _bits(masks: Sequence[int], num_slots: int) -> NDArray[np.uint8]:
+    """A row for each mask, a column for each slot."""
+    num_bytes = -(-num_slots // 8)
+    packed = np.frombuffer(b"".join([mask.to_bytes(num_bytes, "little") for mask in masks]), np.uint8)
+    return np.unpackbits(packed.reshape(len(masks), num_bytes), axis=1, count=num_slots, bitorder="little")
 
 
 def _credit_blocks(candidates: Candidates, num_tokens: int, block_size: int, weights: Weights) -> Floats | float:

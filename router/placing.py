@@ -107,6 +107,8 @@ class Placing:
 
     def _check_wishes(self, place: Place, sets: list[LiveSet]) -> Refused | None:
         """Wishes that nobody could meet are the client's mistake."""
+        if place.instance_id is None and place.dp_rank is None and place.hints is None:
+            return None
         members = {instance_id for live in sets for instance_id in live.members}
         if place.instance_id is not None and place.instance_id not in members:
             return refused(
