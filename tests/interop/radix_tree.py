@@ -30,4 +30,4 @@ if __name__ == "__main__":
     tree = RadixTree()
     for line in sys.stdin:
         verb, *arguments = json.loads(line)
-        print(json.dumps({"apply": apply, "match": match}[verb](tree, *arguments)))
+        print(json.dumps({"apply": apply, "match": match}[verb](tree, *arguments)), flush=True)
