@@ -11,10 +11,10 @@ from bench.trace import Cut
 from bench.trace_fleet import MODES, SYSTEMS, Arm, Mockers
 
 FLEETS = tuple((workers, tokens) for workers in (10, 100, 1_000) for tokens in (1_000, 8_000, 60_000))
-CUT = Cut(num_requests=1_800, max_input_tokens=16_384, max_output_tokens=64)
-QUICK_CUT = Cut(num_requests=200, max_input_tokens=16_384, max_output_tokens=64)
-MOCKERS = Mockers(num_workers=8, num_blocks=98_304, speedup=3.0)
-TRACE_SPEEDUP = 20.0
+CUT = Cut(num_requests=2_000, max_input_tokens=16_384, max_output_tokens=32)
+QUICK_CUT = Cut(num_requests=200, max_input_tokens=16_384, max_output_tokens=32)
+MOCKERS = Mockers(num_workers=8, num_blocks=81_920, speedup=10.0)
+TRACE_SPEEDUP = 24.0
 NUM_REPLICAS = (1, 3)
 
 
