@@ -50,15 +50,10 @@ def placements(num_workers: int, num_tokens: int, count: int) -> Iterator[Figure
     load.forget_times()
     for prompt in prompts:
         load.step(prompt)
-    where = f"{num_workers:,} workers x {num_tokens:,} tokens"
-    is_strict = (num_workers, num_tokens) == STRICT
-    yield Figure(f"{where}: placement p50 µs", _quantile(load.placing_ns, 0.5) / 1e3)
-    yield Figure(
-        f"{where}: placement p99 µs", _quantile(load.placing_ns, 0.99) / 1e3, at_most=P99_BAR_US if is_strict else None
-    )
-    yield Figure(
-        f"{where}: requests/s, with first tokens and ends", 1e9 * count / (sum(load.placing_ns) + sum(load.other_ns))
-    )
+    bar = P99_BAR_US if (num_workers, num_tokens) == STRICT else None
+    yield Figure("placement p50 µs", _quantile(load.placing_ns, 0.5) / 1e3)
+    yield Figure("placement p99 µs", _quantile(load.placing_ns, 0.99) / 1e3, at_most=bar)
+    yield Figure("requests/s", 1e9 * count / (sum(load.placing_ns) + sum(load.other_ns)))
 
 
 class _Load:

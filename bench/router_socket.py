@@ -43,7 +43,7 @@ from dynamo.shared.messages import Free, Heartbeat, Hello, Place, Placed, Prefil
 NUM_WORKERS = 100
 NUM_TOKENS = 200
 MAX_INDEX_BLOCKS = 1_000_000
-IN_FLIGHT = (1, 16, 64, 256)
+IN_FLIGHT = (1, 64, 256)
 NUM_RUNNING, NUM_PREFILLING = 400, 100
 NUM_PROMPTS = 5_000
 START_TIMEOUT_S = 30

@@ -16,7 +16,7 @@ import uvloop
 
 from bench import routing_plot, routing_report, trace
 from bench.about import about, check_anchor, commit
-from bench.figures import Figure, decode_figures
+from bench.figures import Figure, decode_figures, loop
 from bench.frontends import DidNotStart
 from bench.routing_cases import (
     CUT,
@@ -88,7 +88,7 @@ def _measure_router(cases: Sequence[RouterCase], shelf: Shelf) -> int:
                 num_failed += 1
                 _progress(f"{case.name}: {error}")
             else:
-                shelf.put(case.name, figures=figures)
+                shelf.put(case.name, figures=[*figures, loop()])
                 _progress(f"{case.name}: " + ", ".join(f"{each.name} {each.value:,.4g}" for each in figures))
     return num_failed
 

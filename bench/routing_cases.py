@@ -42,12 +42,14 @@ def router_cases(*, is_quick: bool) -> Iterator[RouterCase]:
     yield RouterCase("index, speed", "bench.router_index", blocks)
     for holders in (1, 4):
         yield RouterCase(
-            f"index, memory, {holders}", "bench.router_index", (*blocks, "--memory-of-holders", str(holders))
+            f"index, memory, holders {holders}", "bench.router_index", (*blocks, "--memory-of-holders", str(holders))
         )
     for workers, tokens in FLEETS:
         flags = ("--workers", str(workers), "--tokens", str(tokens), "--placements", str(num_placements))
-        yield RouterCase(f"core, {workers} workers, {tokens} tokens", "bench.router_core", flags)
-    yield RouterCase("socket", "bench.router_socket", ("--seconds", str(seconds)), core=None)
+        yield RouterCase(f"core, {workers:,} workers, {tokens:,} tokens", "bench.router_core", flags)
+    yield RouterCase(
+        "through ZeroMQ, 100 workers, 200 tokens", "bench.router_socket", ("--seconds", str(seconds)), core=None
+    )
 
 
 def trace_cases(num_rounds: int, *, with_anchor: bool) -> Iterator[TraceCase]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.figures import Figure, shown
+from bench.figures import LOOP, Figure, shown
 from bench.trace_fleet import MODES, Arm
 from bench.trace_replay import Replay
 
@@ -38,7 +38,8 @@ class TraceFigure:
 
 
 def markdown(about: Mapping[str, str], figures: Mapping[str, Sequence[Figure]], replays: Replays, workers: int) -> str:
-    parts = ["\n".join(f"- {name}: {value}" for name, value in about.items())]
+    described = {**about, "speed": _speed(figures)} if figures else about
+    parts = ["\n".join(f"- {name}: {value}" for name, value in described.items())]
     if figures:
         parts.append(_table(ROUTER_COLUMNS, _router_rows(figures)))
     if replays:
@@ -78,11 +79,17 @@ def verdicts(replays: Replays) -> Iterator[str]:
             )
 
 
+def _speed(figures: Mapping[str, Sequence[Figure]]) -> str:
+    loops = [each.value for measured in figures.values() for each in measured if each.name == LOOP]
+    return f"{LOOP}, after each case of the router: {min(loops):.3f} to {max(loops):.3f}"
+
+
 def _router_rows(figures: Mapping[str, Sequence[Figure]]) -> Iterator[tuple[str, ...]]:
     for case, measured in figures.items():
         for each in measured:
-            bar = each.bar + ("" if each.meets_bar else ", missed")
-            yield case, each.name, shown(each.value), bar
+            if each.name != LOOP:
+                bar = each.bar + ("" if each.meets_bar else ", missed")
+                yield case, each.name, shown(each.value), bar
 
 
 def _trace_rows(replays: Replays, num_workers: int) -> Iterator[tuple[str, ...]]:
