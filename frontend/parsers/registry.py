@@ -1,0 +1,63 @@
+"""Parsers by the names that model cards give, plug-ins included.
+
+A package adds its own as entry points of the groups `dynamo_frontend.tool_parsers` and
+`dynamo_frontend.reasoning_parsers`: each names a factory, `ToolParserFactory` or `ReasoningParserFactory`. A plug-in
+goes before a built-in of the same name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
+from dynamo.frontend.parsers.reasoning import REASONING_PARSERS
+from dynamo.frontend.parsers.tools import TOOL_PARSERS
+
+TOOL_PLUG_INS = "dynamo_frontend.tool_parsers"
+REASONING_PLUG_INS = "dynamo_frontend.reasoning_parsers"
+
+F = TypeVar("F")
+
+
+class UnknownParser(Exception):
+    """No parser of this name, or a plug-in that cannot be loaded; the message says which."""
+
+
+@cache
+def tool_parser(name: str) -> ToolParserFactory:
+    """Raises UnknownParser."""
+    return _find("tool-call parser", name, TOOL_PARSERS, TOOL_PLUG_INS)
+
+
+@cache
+def reasoning_parser(name: str) -> ReasoningParserFactory:
+    """Raises UnknownParser."""
+    return _find("reasoning parser", name, REASONING_PARSERS, REASONING_PLUG_INS)
+
+
+def _find(kind: str, name: str, built_in: Mapping[str, F], group: str) -> F:
+    plug_ins = {each.name: each for each in entry_points(group=group)}
+    if (plug_in := plug_ins.get(name)) is not None:
+        return _load(kind, plug_in)
+    if name not in built_in:
+        raise UnknownParser(f"there is no {kind} {name!r}{_hint(name, [*built_in, *plug_ins])}")
+    return built_in[name]
+
+
+def _load(kind: str, plug_in: Any) -> Any:
+    try:
+        factory = plug_in.load()
+    except Exception as error:  # whatever a package of somebody else raises when it is imported
+        raise UnknownParser(f"the {kind} {plug_in.name!r} ({plug_in.value}) cannot be loaded: {error}") from error
+    if not callable(factory):
+        raise UnknownParser(f"the {kind} {plug_in.name!r} ({plug_in.value}) is not a factory of parsers")
+    return factory
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

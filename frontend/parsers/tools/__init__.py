@@ -1,0 +1,7 @@
+"""Tool-call formats, one family per file; `TOOL_PARSERS` are all names that a model card may give."""
+
+from __future__ import annotations
+
+from dynamo.frontend.parsers.context import ToolParserFactory
+
+TOOL_PARSERS: dict[str, ToolParserFactory] = {}
