@@ -42,7 +42,8 @@ def reasoning_parser(name: str) -> ReasoningParserFactory:
 def _find(kind: str, name: str, built_in: Mapping[str, F], group: str) -> F:
     plug_ins = {each.name: each for each in entry_points(group=group)}
     if (plug_in := plug_ins.get(name)) is not None:
-        return _load(kind, plug_in)
+        factory: F = _load(kind, plug_in)
+        return factory
     if name not in built_in:
         raise UnknownParser(f"there is no {kind} {name!r}{_hint(name, [*built_in, *plug_ins])}")
     return built_in[name]
