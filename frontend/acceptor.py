@@ -33,7 +33,7 @@ from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.migration import MigrationRules
 from dynamo.frontend.model import ModelLoader
 from dynamo.frontend.models import ModelRegistry
-from dynamo.frontend.openai_responses import error_body
+from dynamo.frontend.openai_answers import error_body
 from dynamo.frontend.pipeline import Pipeline, PipelineOptions
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.routing_headers import RoutingHeaderReader

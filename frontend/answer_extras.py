@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from dynamo.frontend.metrics import RequestRecord
-from dynamo.frontend.openai import GenerateRequest
+from dynamo.frontend.openai_requests import NvExt
 from dynamo.frontend.preprocess import Prepared
 from dynamo.frontend.receipt import compact, route_receipt
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
@@ -61,10 +61,10 @@ class AnswerExtras:
         return compact(route_receipt(record, self._block_size)).encode("ascii")
 
 
-def extras_of(request: GenerateRequest, exchange: Exchange) -> AnswerExtras | None:
+def extras_of(nvext: NvExt | None, exchange: Exchange) -> AnswerExtras | None:
     """None for a request that asks for nothing; names that are unknown here are for the worker."""
     header = exchange.header(ROUTE_RECEIPT)
-    asked = request.nvext.extra_fields if request.nvext is not None else None
+    asked = nvext.extra_fields if nvext is not None else None
     if header is None and not asked:
         return None
     tells_route = header is not None and header.strip().lower() in _YES
@@ -72,9 +72,9 @@ def extras_of(request: GenerateRequest, exchange: Exchange) -> AnswerExtras | No
     return AnswerExtras(fields, tells_route) if fields or tells_route else None
 
 
-def wants_dry_run(request: GenerateRequest) -> bool:
+def wants_dry_run(nvext: NvExt | None) -> bool:
     """Dynamo writes the annotation with a colon and anything after it."""
-    annotations = request.nvext.annotations if request.nvext is not None else None
+    annotations = nvext.annotations if nvext is not None else None
     return annotations is not None and any(name.partition(":")[0] == DRY_RUN for name in annotations)
 
 

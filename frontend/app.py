@@ -15,7 +15,7 @@ from dynamo.frontend.admin import Admin
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
-from dynamo.frontend.openai_responses import Model, error_body, model_response, models_response
+from dynamo.frontend.openai_answers import Model, error_body, model_response, models_response
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.shared.errors import (

@@ -10,14 +10,15 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
-from dynamo.frontend.answer_extras import AnswerExtras, extras_of, wants_dry_run, worker_ids
+from dynamo.frontend.answer_extras import extras_of, wants_dry_run, worker_ids
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
-from dynamo.frontend.mouths import ChoiceStream, Mouth, usage_of
-from dynamo.frontend.openai import GenerateRequest
-from dynamo.frontend.openai_responses import Choice
+from dynamo.frontend.mouths import Asked, Mouth
+from dynamo.frontend.openai_answers import Choice
+from dynamo.frontend.parsers.message import merged
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.postprocess import Delta
 from dynamo.frontend.preprocess import Prepared, unpack_token_ids
+from dynamo.frontend.renderer import Renderer
 from dynamo.frontend.routing_headers import RoutingHeaderReader
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.frontend.sse import KeepAlive, SseStream
@@ -114,34 +115,35 @@ class Inference:
         exchange: Exchange,
         headers: HeaderBlock,
         mouth: Mouth[Any],
-        request: GenerateRequest,
+        request: Asked,
         record: RequestRecord,
     ) -> None:
         record.is_stream = bool(request.stream)
         batch = await mouth.prepare(self._pipeline, request, record, self._routing_headers.read(exchange))
         self._metrics.begin(record)
         created = int(time.time())
-        if wants_dry_run(request):
-            await self._answer_dry(exchange, headers, mouth, batch[0], record, created)
+        if wants_dry_run(request.nvext):
+            await self._answer_dry(exchange, headers, mouth, request, batch[0], record, created)
             return
-        if (extras := extras_of(request, exchange)) is not None:
+        if (extras := extras_of(request.nvext, exchange)) is not None:
             extras.ask(batch, self._pipeline.block_size(batch[0]))
         if record.is_stream:
-            events = EventRenderer(mouth, request, record, created, extras)
-            await self._stream(SseStream(exchange, headers, self._keep_alive), events, batch, record)
+            renderer = mouth.renderer(request, record, created, extras)
+            await self._stream(SseStream(exchange, headers, self._keep_alive), renderer, batch, record)
             return
         collector = Collector(len(batch))
         await self._pipeline.run(batch, record, collector)
         nvext = None
         if extras is not None:
             nvext, headers = extras.of_end(record), headers + extras.headers(record)
-        exchange.respond(200, JSON + headers, mouth.body(record, created, collector.choices(), nvext))
+        exchange.respond(200, JSON + headers, mouth.body(request, record, created, collector.choices(), nvext))
 
     async def _answer_dry(
         self,
         exchange: Exchange,
         headers: HeaderBlock,
         mouth: Mouth[Any],
+        request: Asked,
         prepared: Prepared,
         record: RequestRecord,
         created: int,
@@ -150,25 +152,23 @@ class Inference:
         placed = await self._pipeline.choose(prepared)
         nvext = {"worker_id": worker_ids(placed), "token_ids": unpack_token_ids(prepared.token_ids)}
         if not record.is_stream:
-            exchange.respond(200, JSON + headers, mouth.empty_body(record, created, nvext))
+            exchange.respond(200, JSON + headers, mouth.body(request, record, created, [Choice()], nvext))
             return
         sse = SseStream(exchange, headers, self._keep_alive)
-        sse.finish(mouth.stream(record, created, 0).chunk(None, is_first=True, nvext=nvext))
+        sse.finish(mouth.renderer(request, record, created, None).unanswered(nvext))
         sse.close()
 
-    async def _stream(
-        self, sse: SseStream, events: EventRenderer, batch: list[Prepared], record: RequestRecord
-    ) -> None:
+    async def _stream(self, sse: SseStream, renderer: Renderer, batch: list[Prepared], record: RequestRecord) -> None:
         try:
-            await self._pipeline.run(batch, record, EventSink(sse, events))
-            sse.finish(events.last())
+            await self._pipeline.run(batch, record, EventSink(sse, renderer))
+            sse.finish(renderer.last())
         except ClientDisconnected:
             raise
         except DynamoError as error:
             if not sse.is_started:
                 raise
             record.error = error
-            sse.fail(error)
+            sse.finish(renderer.failed(error))
         finally:
             sse.close()
 
@@ -177,14 +177,14 @@ class Collector:
     """Sink of a unary answer. The client gets nothing before the end, so it is never full: `max_tokens` bounds it."""
 
     def __init__(self, num_choices: int) -> None:
-        self._choices = [Choice("", "stop", index) for index in range(num_choices)]
-        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._choices = [Choice(index, []) for index in range(num_choices)]
 
     def push(self, delta: Delta) -> bool:
-        self._texts[delta.index].append(delta.text)
         choice = self._choices[delta.index]
+        assert choice.parts is not None
+        choice.parts += delta.parts if delta.parts is not None else (delta.text,)
         if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.logprobs:
             choice.logprobs = (choice.logprobs or []) + delta.logprobs
         return False
@@ -193,81 +193,25 @@ class Collector:
         """There is nothing to wait for."""
 
     def choices(self) -> list[Choice]:
-        for choice, pieces in zip(self._choices, self._texts, strict=True):
-            choice.text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+        for choice in self._choices:
+            assert choice.parts is not None
+            choice.parts = merged(choice.parts)
         return self._choices
 
 
 class EventSink:
     """Sink of a stream: each delta leaves as server-sent events."""
 
-    def __init__(self, sse: SseStream, events: EventRenderer) -> None:
+    def __init__(self, sse: SseStream, renderer: Renderer) -> None:
         self._sse = sse
-        self._events = events
+        self._render = renderer.of
 
     def push(self, delta: Delta) -> bool:
-        self._sse.write(self._events.of(delta))
+        self._sse.write(self._render(delta))
         return not self._sse.exchange.is_writable
 
     async def drain(self) -> None:
         await self._sse.exchange.drain()
-
-
-class EventRenderer:
-    """Deltas to chunks for one answer: the first of a choice names the role, the last its finish reason."""
-
-    def __init__(
-        self,
-        mouth: Mouth[Any],
-        request: GenerateRequest,
-        record: RequestRecord,
-        created: int,
-        extras: AnswerExtras | None = None,
-    ) -> None:
-        self._mouth = mouth
-        self._record = record
-        self._created = created
-        self._wants_usage = request.include_usage
-        self._wants_running_usage = request.continuous_usage_stats
-        self._extras = extras
-        self._is_plain = extras is None and not self._wants_running_usage
-        self._choices: dict[int, ChoiceStream] = {}
-
-    def of(self, delta: Delta) -> bytes:
-        choice = self._choices.get(delta.index)
-        is_first = choice is None
-        if choice is None:
-            choice = self._choices[delta.index] = self._mouth.stream(self._record, self._created, delta.index)
-        if delta.logprobs is not None or not self._is_plain:
-            return self._in_full(choice, delta, is_first)
-        events = b""
-        if is_first:
-            events = choice.first(delta.text)
-        elif delta.text:
-            events = choice.delta(delta.text)
-        return events + choice.finish(delta.finish_reason) if delta.finish_reason else events
-
-    def last(self) -> bytes:
-        """The usage chunk and what came of the router's expectation, if they were asked for."""
-        route = b"" if self._extras is None else self._extras.comment(self._record)
-        if not self._wants_usage:
-            return route
-        choice = next(iter(self._choices.values()), None) or self._mouth.stream(self._record, self._created, 0)
-        return choice.usage(usage_of(self._record)) + route
-
-    def _in_full(self, choice: ChoiceStream, delta: Delta, is_first: bool) -> bytes:
-        record, extras = self._record, self._extras
-        usage = usage_of(record) if self._wants_running_usage else None
-        events = b""
-        if delta.text or delta.logprobs or is_first:
-            nvext = None if extras is None else extras.of_chunk(record)
-            events = choice.chunk(delta.text, is_first=is_first, logprobs=delta.logprobs, usage=usage, nvext=nvext)
-        if is_first and extras is not None and len(self._choices) == 1:
-            events += extras.comment(record)
-        if delta.finish_reason:
-            nvext = None if extras is None else extras.of_end(record)
-            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage, nvext=nvext)
-        return events
 
 
 def require_json(exchange: Exchange) -> None:

@@ -51,6 +51,7 @@ class RequestRecord(Struct):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int | None = None
+    num_reasoning_tokens: int | None = None  # of the output; None where nobody looks for reasoning
     num_choices: int = 1
     placed: Placed | None = None  # the last placement
     migrations: tuple[tuple[str, str], ...] = ()  # (kind, reason) of each change of worker, of all choices together

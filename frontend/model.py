@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -14,13 +15,18 @@ import msgspec
 from dynamo.frontend.artifacts import ArtifactError, ArtifactStore
 from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
+from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
+from dynamo.frontend.parsers.registry import UnknownParser, reasoning_parser, tool_parser
 from dynamo.frontend.tiktoken_format import tiktoken_format
 from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
 from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
+log = logging.getLogger("dynamo.models")
+
 JsonObject = dict[str, Any]
+F = TypeVar("F")
 Entry = TypeVar("Entry", FileRef, ChatTemplateFile)
 
 
@@ -38,7 +44,8 @@ class TextCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One worker set's model. `chat_template` is None for a model that only completes text.
+    """One worker set's model. `chat_template` is None for a model that only completes text, a parser where answers
+    are to be passed on as they are.
 
     `default_sampling` is what generation_config.json recommends; workers apply it, we only know it.
     """
@@ -49,6 +56,8 @@ class Model:
     codec: TextCodec
     vocab_size: int
     chat_template: ChatTemplate | None
+    tool_parser: ToolParserFactory | None
+    reasoning_parser: ReasoningParserFactory | None
     eos_token_ids: tuple[int, ...]
     default_sampling: JsonObject
 
@@ -118,6 +127,8 @@ class ModelLoader:
             codec=codec,
             vocab_size=max(len(codec.vocabulary), _vocab_size(config)),
             chat_template=chat_template,
+            tool_parser=_parser(tool_parser, card.runtime_config.tool_call_parser, card),
+            reasoning_parser=_parser(reasoning_parser, card.runtime_config.reasoning_parser, card),
             eos_token_ids=_eos_token_ids(generation_config, config),
             default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
         )
@@ -160,6 +171,17 @@ class ModelLoader:
     def _json(self, card: ModelDeploymentCard, files: dict[str, FileRef] | None) -> JsonObject:
         entry = _only_entry(files)
         return {} if entry is None else _read_json(self._artifacts.fetch(entry[1], card.source_path))
+
+
+def _parser(find: Callable[[str], F], name: str | None, card: ModelDeploymentCard) -> F | None:
+    """A model whose output cannot be read for calls still answers: better than not at all."""
+    if name is None:
+        return None
+    try:
+        return find(name)
+    except UnknownParser as error:
+        log.error("model %r: %s; its answers are passed on unparsed", card.display_name, error)
+        return None
 
 
 def _only_entry(entries: dict[str, Entry] | None) -> tuple[str, Entry] | None:

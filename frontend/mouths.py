@@ -1,4 +1,4 @@
-"""What differs between the APIs that generate text: how a body is read, and how deltas are told.
+"""What differs between the APIs that generate text: how a body is read, and how an answer is told.
 
 A mouth is stateless; another API is another one of these on the same `pipeline`.
 """
@@ -6,57 +6,45 @@ A mouth is stateless; another API is another one of these on the same `pipeline`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Generic, Protocol, TypeVar
+from functools import partial
+from typing import ClassVar, Protocol, TypeVar
 
+from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.metrics import RequestRecord
-from dynamo.frontend.openai import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    GenerateRequest,
-    decode_chat,
-    decode_completion,
-)
-from dynamo.frontend.openai_responses import (
+from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
+from dynamo.frontend.openai_answers import (
+    REASONING_FIELD,
     ChatStream,
     Choice,
     CompletionStream,
     JsonObject,
-    TokenLogprob,
-    Usage,
     chat_response,
     completion_response,
 )
+from dynamo.frontend.openai_requests import NvExt
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.renderer import ChunkRenderer, Renderer, usage_of
 from dynamo.frontend.routing_headers import RoutingHeaders
 
-R = TypeVar("R", bound=GenerateRequest)
+
+class Asked(Protocol):
+    """What all requests for text have in common."""
+
+    @property
+    def stream(self) -> bool | None: ...
+
+    @property
+    def nvext(self) -> NvExt | None: ...
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]: ...
 
 
-class ChoiceStream(Protocol):
-    """Renders the chunks of one choice."""
-
-    def first(self, text: str) -> bytes: ...
-
-    def delta(self, text: str) -> bytes: ...
-
-    def finish(self, reason: str) -> bytes: ...
-
-    def usage(self, usage: Usage) -> bytes: ...
-
-    def chunk(
-        self,
-        text: str | None = "",
-        *,
-        is_first: bool = False,
-        finish_reason: str | None = None,
-        logprobs: list[TokenLogprob] | None = None,
-        usage: Usage | None = None,
-        nvext: JsonObject | None = None,
-    ) -> bytes: ...
+R = TypeVar("R", bound=Asked)
 
 
-class Mouth(Protocol, Generic[R]):
+class Mouth(Protocol[R]):
     """`endpoint` is its name in metrics."""
 
     endpoint: ClassVar[str]
@@ -69,19 +57,20 @@ class Mouth(Protocol, Generic[R]):
     ) -> list[Prepared]:
         """One per choice."""
 
-    def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream: ...
+    def renderer(self, request: R, record: RequestRecord, created: int, extras: AnswerExtras | None) -> Renderer:
+        """Of the streamed answer."""
 
     def body(
-        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+        self, request: R, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None
     ) -> bytes:
-        """The unary answer."""
-
-    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
-        """The unary answer when nothing was to be generated."""
+        """The unary answer; of one choice without parts where nothing was to be generated."""
 
 
 class ChatMouth:
     endpoint: ClassVar[str] = "chat_completions"
+
+    def __init__(self, reasoning_field: str = REASONING_FIELD) -> None:
+        self._reasoning_field = reasoning_field
 
     def decode(self, body: bytes) -> ChatCompletionRequest:
         return decode_chat(body)
@@ -91,17 +80,22 @@ class ChatMouth:
     ) -> list[Prepared]:
         return await pipeline.prepare_chat(request, record, headers)
 
-    def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream:
-        return ChatStream(f"chatcmpl-{record.request_id}", record.model, created, index)
+    def renderer(
+        self, request: ChatCompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
+    ) -> Renderer:
+        stream_of = partial(ChatStream, _chat_id(record), record.model, created, reasoning_field=self._reasoning_field)
+        return ChunkRenderer(stream_of, request, record, extras)
 
     def body(
-        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+        self,
+        request: ChatCompletionRequest,
+        record: RequestRecord,
+        created: int,
+        choices: Sequence[Choice],
+        nvext: JsonObject | None,
     ) -> bytes:
-        return chat_response(f"chatcmpl-{record.request_id}", record.model, created, choices, usage_of(record), nvext)
-
-    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
-        choices = [Choice(None, None)]
-        return chat_response(f"chatcmpl-{record.request_id}", record.model, created, choices, None, nvext)
+        usage = None if choices[0].parts is None else usage_of(record)
+        return chat_response(_chat_id(record), record.model, created, choices, usage, nvext, self._reasoning_field)
 
 
 class CompletionMouth:
@@ -115,19 +109,23 @@ class CompletionMouth:
     ) -> list[Prepared]:
         return await pipeline.prepare_completion(request, record, headers)
 
-    def stream(self, record: RequestRecord, created: int, index: int) -> ChoiceStream:
-        return CompletionStream(f"cmpl-{record.request_id}", record.model, created, index)
+    def renderer(
+        self, request: CompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
+    ) -> Renderer:
+        stream_of = partial(CompletionStream, f"cmpl-{record.request_id}", record.model, created)
+        return ChunkRenderer(stream_of, request, record, extras)
 
     def body(
-        self, record: RequestRecord, created: int, choices: Sequence[Choice], nvext: JsonObject | None = None
+        self,
+        request: CompletionRequest,
+        record: RequestRecord,
+        created: int,
+        choices: Sequence[Choice],
+        nvext: JsonObject | None,
     ) -> bytes:
-        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, usage_of(record), nvext)
-
-    def empty_body(self, record: RequestRecord, created: int, nvext: JsonObject) -> bytes:
-        choices = [Choice(None, None)]
-        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, None, nvext)
+        usage = None if choices[0].parts is None else usage_of(record)
+        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, usage, nvext)
 
 
-def usage_of(record: RequestRecord) -> Usage:
-    """Tokens so far."""
-    return Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens or 0)
+def _chat_id(record: RequestRecord) -> str:
+    return f"chatcmpl-{record.request_id}"

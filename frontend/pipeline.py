@@ -67,6 +67,7 @@ class Pipeline:
         """One per choice."""
         model = await self._models.get(request.model, "Chat")
         record.model = model.name
+        record.num_reasoning_tokens = None if model.reasoning_parser is None else 0
         return self._fan_out([await prepare_chat(model, request, headers)], record)
 
     async def prepare_completion(
@@ -212,6 +213,7 @@ class Answer:
         "_num_prompt_tokens",
         "_output_limit",
         "_placement",
+        "_reader",
         "_record",
         "_sink",
         "is_ended_by_worker",
@@ -224,6 +226,7 @@ class Answer:
             skip_special_tokens=bool(prepared.output.skip_special_tokens),
             with_logprobs=prepared.output.logprobs is not None,
         )
+        self._reader = None if prepared.reader_of_message is None else prepared.reader_of_message()
         self._index = index
         self._record = record
         self._sink = sink
@@ -248,7 +251,7 @@ class Answer:
 
     def cut_off(self) -> None:
         """It ends here, at its full length."""
-        self._last = Delta(self._index, self._choice.flush(), 0, "length")
+        self._last = self._delta(self._choice.flush(), 0, "length")
 
     def take(self, outputs: list[EngineOutput]) -> bool:
         delta = self._fold(outputs)
@@ -261,7 +264,7 @@ class Answer:
         if delta.finish_reason is not None:
             self._last = delta
             return False
-        return not (delta.text or delta.logprobs) or not self._sink.push(delta)
+        return delta.is_empty or not self._sink.push(delta)
 
     async def ready(self) -> bool:
         if self._last is not None:
@@ -272,7 +275,7 @@ class Answer:
     def finish(self) -> None:
         """A worker that completed without giving a reason has simply stopped."""
         self._record.note_end(perf_counter(), self._num_cached_tokens)
-        self._sink.push(self._last or Delta(self._index, self._choice.flush(), 0, "stop"))
+        self._sink.push(self._last or self._delta(self._choice.flush(), 0, "stop"))
 
     def _fold(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice
@@ -291,14 +294,16 @@ class Answer:
                 self.is_ended_by_worker = output.finish_reason is not None
                 text += choice.flush()
                 break
-        return Delta(
-            self._index,
-            text,
-            choice.num_tokens - num_before,
-            choice.finish_reason,
-            choice.stop_reason,
-            choice.take_logprobs(),
-        )
+        return self._delta(text, choice.num_tokens - num_before, choice.finish_reason)
+
+    def _delta(self, text: str, num_tokens: int, finish_reason: str | None) -> Delta:
+        choice, reader = self._choice, self._reader
+        delta = Delta(self._index, text, num_tokens, finish_reason, choice.stop_reason, choice.take_logprobs())
+        if reader is not None:
+            reader.read(delta)
+            if self._record.num_reasoning_tokens is not None:
+                self._record.num_reasoning_tokens += reader.take_reasoning_tokens()
+        return delta
 
     def _reach_milestone(self) -> None:
         """Some number of tokens matters: to the router, or to what is kept of them."""

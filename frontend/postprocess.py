@@ -17,7 +17,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
-from dynamo.frontend.openai_responses import Alternative, TokenLogprob
+from dynamo.frontend.openai_answers import Alternative, TokenLogprob
+from dynamo.frontend.parsers.message import MessagePart
 from dynamo.shared.errors import BackendFailure
 from dynamo.shared.protocol import EngineOutput, TopLogprob
 
@@ -48,7 +49,8 @@ class StopRules(Struct, frozen=True, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """News of one choice. `finish_reason` comes once, with its last text."""
+    """News of one choice. `finish_reason` comes once, with its last text. `parts` replaces `text` where there is more
+    to tell than content."""
 
     index: int
     text: str
@@ -56,6 +58,11 @@ class Delta(Struct, gc=False):
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
+    parts: list[MessagePart] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.parts or self.logprobs)
 
 
 class Choice(Protocol):

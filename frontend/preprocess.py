@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from dynamo.frontend.message_reader import PROMPT_END, ReaderFactory, reader_of_message
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, reject_media
 from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
@@ -47,6 +48,7 @@ class Prepared(Struct):
     wishes: RoutingWishes
     extra_args: dict[str, Any] | None
     num_choices: int
+    reader_of_message: ReaderFactory | None = None  # None where the answer is nothing but text
     block_hashes: bytes = b""  # empty unless the router wants them
 
     def choices(self) -> list[Prepared]:
@@ -122,11 +124,15 @@ async def prepare_chat(
     model: Model, request: ChatCompletionRequest, headers: RoutingHeaders = NO_ROUTING_HEADERS
 ) -> Prepared:
     """Raises InvalidRequest: the template refuses the messages, or the prompt does not fit the context."""
-    nvext = request.nvext
+    nvext, text = request.nvext, ""
     if nvext is not None and nvext.token_data:
-        return _prepared(model, request, _packed(nvext.token_data, model, "nvext.token_data"), headers)
-    text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
-    return _prepared(model, request, await _encode(model, text, add_special_tokens=False), headers)
+        token_ids = _packed(nvext.token_data, model, "nvext.token_data")
+    else:
+        text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
+        token_ids = await _encode(model, text, add_special_tokens=False)
+    prepared = _prepared(model, request, token_ids, headers)
+    prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:])
+    return prepared
 
 
 async def prepare_completion(

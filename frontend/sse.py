@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from dynamo.frontend.openai_responses import DONE, error_event
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
-from dynamo.shared.errors import DynamoError
 
 _KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -35,13 +33,9 @@ class SseStream:
         self.exchange.write(events)
         self.written_at = self._keeper.now
 
-    def finish(self, events: bytes = b"") -> None:
-        self.write(events + DONE)
-        self.exchange.finish()
-
-    def fail(self, error: DynamoError) -> None:
-        """The client has got its 200 already: tell it in the stream, and end without [DONE]."""
-        self.write(error_event(error))
+    def finish(self, events: bytes) -> None:
+        """`events` are the last, whether they tell of the end or of a failure: the client has got its 200 already."""
+        self.write(events)
         self.exchange.finish()
 
     def close(self) -> None:

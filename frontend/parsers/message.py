@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import TypeAlias
+from itertools import chain, groupby
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -51,25 +51,36 @@ class MessageParser:
         return self._numbered(parts)
 
     def _numbered(self, parts: list[Part]) -> list[MessagePart]:
-        """Neighbours of one kind become one part."""
-        numbered: list[MessagePart] = []
-        for part in parts:
-            last = numbered[-1] if numbered else None
-            if isinstance(part, CallStart):
-                numbered.append(ToolCallDelta(self._num_calls, part.id or self._new_id(), part.name))
-                self._num_calls += 1
-            elif isinstance(part, CallArguments):
-                if isinstance(last, ToolCallDelta):
-                    last.arguments += part.json
-                else:
-                    numbered.append(ToolCallDelta(self._num_calls - 1, arguments=part.json))
-            elif isinstance(part, str) and isinstance(last, str):
-                numbered[-1] = last + part
-            elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
-                numbered[-1] = Reasoning(last.text + part.text)
-            else:
-                numbered.append(part)
-        return numbered
+        return merged([self._number(part) for part in parts]) if parts else []
+
+    def _number(self, part: Part) -> MessagePart:
+        if isinstance(part, CallStart):
+            self._num_calls += 1
+            return ToolCallDelta(self._num_calls - 1, part.id or self._new_id(), part.name)
+        if isinstance(part, CallArguments):
+            return ToolCallDelta(self._num_calls - 1, arguments=part.json)
+        return part
+
+
+def merged(parts: list[MessagePart]) -> list[MessagePart]:
+    """Neighbours of one kind as one part, so that a call is whole if all of it is there; without empty text."""
+    if len(parts) == 1:
+        return parts if parts[0] else []
+    whole = (_join(kind, list(group)) for kind, group in groupby(parts, _kind))
+    return [part for part in whole if part]
+
+
+def _kind(part: MessagePart) -> type | int:
+    return part.index if isinstance(part, ToolCallDelta) else type(part)
+
+
+def _join(kind: type | int, group: list[Any]) -> MessagePart:
+    if kind is str:
+        return "".join(group)
+    if kind is Reasoning:
+        return Reasoning("".join(part.text for part in group))
+    first = group[0]
+    return ToolCallDelta(first.index, first.id, first.name, "".join(part.arguments for part in group))
 
 
 def _pass(stage: Parser, part: Part) -> list[Part]:

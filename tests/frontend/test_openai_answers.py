@@ -10,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model as OpenAIModel
 
-from dynamo.frontend.openai_responses import (
+from dynamo.frontend.openai_answers import (
     DONE,
     Alternative,
     ChatStream,
@@ -26,6 +26,8 @@ from dynamo.frontend.openai_responses import (
     model_response,
     models_response,
 )
+from dynamo.frontend.parsers.message import ToolCallDelta
+from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.shared.errors import InvalidRequest, Overloaded
 
 USAGE = Usage(10, 4, cached_tokens=0)
@@ -40,6 +42,7 @@ TOKENS = [
     TokenLogprob("é", -0.5, [195, 169], [Alternative("é", -0.5, [195, 169]), Alternative("e", -1.5, [101])], 100),
     TokenLogprob("ab", -0.25, [97, 98]),
 ]
+CALL = ToolCallDelta(0, "c", "f", "{}")
 NASTY = 'quote " backslash \\ newline \n nul \x00 é 日本 🎉 </script>'
 
 
@@ -102,21 +105,26 @@ def test_chat_usage_chunk_has_no_choices() -> None:
 
 
 def test_chat_chunk_with_everything() -> None:
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     frame = chat_stream().chunk(
-        "éab",
+        CALL,
         is_first=True,
         finish_reason="tool_calls",
         logprobs=TOKENS,
         usage=USAGE,
-        extra={"tool_calls": [call]},
         nvext={"worker_id": {"decode_worker_id": 1}},
     )
     chunk = chat_chunk(frame)
     assert chunk.usage is not None
     assert chunk.usage.total_tokens == 14
     choice = chunk.choices[0]
+    assert (choice.delta.role, choice.delta.content) == ("assistant", "")
     assert choice.delta.tool_calls is not None
+    assert choice.delta.tool_calls[0].model_dump() == {
+        "index": 0,
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
     assert choice.logprobs is not None
     assert choice.logprobs.content is not None
     assert [token.top_logprobs for token in choice.logprobs.content][1] == []
@@ -182,11 +190,10 @@ def test_offsets_continue_from_chunk_to_chunk() -> None:
 
 
 def test_unary_chat() -> None:
-    extra = {"tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
-    choices = [Choice(NASTY, "stop", logprobs=TOKENS), Choice("", "tool_calls", 1, extra=extra)]
+    choices = [Choice(0, [NASTY], "stop", logprobs=TOKENS), Choice(1, [Reasoning("hm"), CALL], "tool_calls")]
     body = chat_response("chatcmpl-1", "m", 1795287985, choices, USAGE)
     assert json.loads(body)["usage"] == CHAT_USAGE
-    assert json.loads(chat_response("chatcmpl-1", "m", 1, [Choice("hi", "length")], USAGE))["choices"] == [
+    assert json.loads(chat_response("chatcmpl-1", "m", 1, [Choice(0, ["hi"], "length")], USAGE))["choices"] == [
         {
             "index": 0,
             "message": {"content": "hi", "refusal": None, "role": "assistant"},
@@ -197,11 +204,32 @@ def test_unary_chat() -> None:
     read = ChatCompletion.model_validate_json(body, strict=True)
     assert read.choices[0].message.content == NASTY
     assert read.choices[1].message.tool_calls is not None
+    assert json.loads(body)["choices"][1]["message"] == {
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        "refusal": None,
+        "role": "assistant",
+        "reasoning_content": "hm",
+    }
+
+
+def test_parts_of_a_chat_message_in_a_stream() -> None:
+    stream = ChatStream("c", "m", 1, reasoning_field="reasoning")
+
+    def delta(frame: bytes) -> Any:
+        return data_of(frame)["choices"][0]["delta"]
+
+    assert delta(stream.part("x")) == {"content": "x"}
+    assert delta(stream.part(Reasoning(NASTY))) == {"reasoning": NASTY}
+    assert delta(stream.chunk(Reasoning("r"))) == {"reasoning": "r"}
+    assert delta(stream.part(ToolCallDelta(1, arguments="{"))) == {
+        "tool_calls": [{"index": 1, "function": {"arguments": "{"}}]
+    }
 
 
 def test_unary_completion() -> None:
     body = completion_response(
-        "cmpl-1", "m", 1795287985, [Choice("hi", "length"), Choice("éab", "stop", 1, TOKENS)], USAGE
+        "cmpl-1", "m", 1795287985, [Choice(0, ["hi"], "length"), Choice(1, ["éab"], "stop", None, TOKENS)], USAGE
     )
     assert json.loads(body)["usage"] == COMPLETION_USAGE
     assert json.loads(body)["choices"][0] == {"text": "hi", "index": 0, "finish_reason": "length"}
@@ -213,8 +241,8 @@ def test_unary_completion() -> None:
 def test_nvext_is_added_when_given() -> None:
     nvext = {"worker_id": {"decode_worker_id": 2**64 - 1}}
     for render in (chat_response, completion_response):
-        assert json.loads(render("x", "m", 1, [Choice("", "stop")], USAGE, nvext))["nvext"] == nvext
-        assert "nvext" not in json.loads(render("x", "m", 1, [Choice("", "stop")], USAGE))
+        assert json.loads(render("x", "m", 1, [Choice(0, [], "stop")], USAGE, nvext))["nvext"] == nvext
+        assert "nvext" not in json.loads(render("x", "m", 1, [Choice(0, [], "stop")], USAGE))
 
 
 def test_usage_leaves_out_what_nobody_counted() -> None:

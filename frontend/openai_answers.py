@@ -12,8 +12,11 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta
+from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.shared.errors import DynamoError
 
+REASONING_FIELD = "reasoning_content"
 DONE = b"data: [DONE]\n\n"
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -48,14 +51,29 @@ class TokenLogprob(Struct):
 
 
 class Choice(Struct):
-    """One finished answer. `extra` are further fields of a chat message, such as `tool_calls`. Nothing was generated
-    where there is no `finish_reason`; a chat message then has no text either."""
+    """One finished answer: its `parts` in the order they were generated, calls whole. `parts` is None where nothing
+    was to be generated; a chat message then has no text either."""
 
-    text: str | None
-    finish_reason: str | None
     index: int = 0
+    parts: list[MessagePart] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
-    extra: JsonObject = {}
+
+    @property
+    def text(self) -> str | None:
+        """Content alone."""
+        if self.parts is None:
+            return None
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(part.text for part in self.parts or () if isinstance(part, Reasoning))
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        return [part for part in self.parts or () if isinstance(part, ToolCallDelta)]
 
 
 class Model(Struct, kw_only=True):
@@ -71,19 +89,30 @@ class Model(Struct, kw_only=True):
 class ChatStream:
     """Chunks of one choice of a chat completion."""
 
-    def __init__(self, id: str, model: str, created: int, index: int = 0) -> None:
+    def __init__(
+        self, id: str, model: str, created: int, index: int = 0, reasoning_field: str = REASONING_FIELD
+    ) -> None:
         self._id = b'data: {"id":%b,"choices":[' % _encode(id)
         self._head = b'%b{"index":%d,"delta":' % (self._id, index)
         self._about = b'],"created":%d,"model":%b,"object":"chat.completion.chunk"' % (created, _encode(model))
         self._text_head = self._head + b'{"content":'
         self._text_tail = b'},"finish_reason":null,"logprobs":null}%b}\n\n' % self._about
         self._first_tail = b',"role":"assistant"' + self._text_tail
+        self._reasoning_field = reasoning_field
+        self._reasoning_head = b"%b{%b:" % (self._head, _encode(reasoning_field))
 
     def first(self, text: str) -> bytes:
         return b"".join((self._text_head, _encode(text), self._first_tail))
 
     def delta(self, text: str) -> bytes:
         return b"".join((self._text_head, _encode(text), self._text_tail))
+
+    def part(self, part: MessagePart) -> bytes:
+        if isinstance(part, str):
+            return self.delta(part)
+        if isinstance(part, Reasoning):
+            return b"".join((self._reasoning_head, _encode(part.text), self._text_tail))
+        return self.chunk(part)
 
     def finish(self, reason: str) -> bytes:
         return self.chunk(finish_reason=reason)
@@ -94,22 +123,20 @@ class ChatStream:
 
     def chunk(
         self,
-        text: str | None = "",
+        part: MessagePart | None = "",
         *,
         is_first: bool = False,
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
-        extra: JsonObject | None = None,
         nvext: JsonObject | None = None,
     ) -> bytes:
-        """`extra` are further fields of the delta, such as `tool_calls`; `usage` is the count so far. `text` None says
-        that there never will be any."""
-        delta: JsonObject = {"content": text} if text or (is_first and text is not None) else {}
+        """`usage` is the count so far. `part` None says that there never will be any."""
+        delta: JsonObject = {"content": ""} if is_first and part is not None else {}
+        if part:
+            delta |= self._fields(part)
         if is_first:
             delta["role"] = "assistant"
-        if extra:
-            delta |= extra
         return b'%b%b,"finish_reason":%b,"logprobs":%b}%b%b%b}\n\n' % (
             self._head,
             _encode(delta),
@@ -119,6 +146,13 @@ class ChatStream:
             b"" if usage is None else b',"usage":' + chat_usage(usage),
             _optional(b"nvext", nvext),
         )
+
+    def _fields(self, part: MessagePart) -> JsonObject:
+        if isinstance(part, str):
+            return {"content": part}
+        if isinstance(part, Reasoning):
+            return {self._reasoning_field: part.text}
+        return {"tool_calls": [_call_delta(part)]}
 
 
 class CompletionStream:
@@ -141,6 +175,10 @@ class CompletionStream:
     def delta(self, text: str) -> bytes:
         return b"".join((self._text_head, _encode(text), self._text_tail))
 
+    def part(self, part: MessagePart) -> bytes:
+        """Completions have no parser, so text is all there is."""
+        return self.delta(part) if isinstance(part, str) else b""
+
     def finish(self, reason: str) -> bytes:
         return self.chunk(finish_reason=reason)
 
@@ -150,7 +188,7 @@ class CompletionStream:
 
     def chunk(
         self,
-        text: str | None = "",
+        part: MessagePart | None = "",
         *,
         is_first: bool = False,
         finish_reason: str | None = None,
@@ -163,7 +201,7 @@ class CompletionStream:
         self._text_offset += sum(len(token.token) for token in logprobs or ())
         return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
             self._text_head,
-            _encode(text or ""),
+            _encode(part or ""),
             self._index,
             _optional(b"logprobs", shaped),
             _optional(b"finish_reason", finish_reason),
@@ -174,12 +212,18 @@ class CompletionStream:
 
 
 def chat_response(
-    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage | None, nvext: JsonObject | None = None
+    id: str,
+    model: str,
+    created: int,
+    choices: Iterable[Choice],
+    usage: Usage | None,
+    nvext: JsonObject | None = None,
+    reasoning_field: str = REASONING_FIELD,
 ) -> bytes:
     """Body of a unary chat completion."""
     return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion"%b%b}' % (
         _encode(id),
-        b",".join(_chat_choice(choice) for choice in choices),
+        b",".join(_chat_choice(choice, reasoning_field) for choice in choices),
         created,
         _encode(model),
         b"" if usage is None else b',"usage":' + chat_usage(usage),
@@ -252,14 +296,32 @@ def error_event(error: DynamoError) -> bytes:
     return b"data: %b\n\n" % error_body(error)
 
 
-def _chat_choice(choice: Choice) -> bytes:
-    message: JsonObject = {"content": choice.text, "refusal": None, "role": "assistant"} | choice.extra
+def _chat_choice(choice: Choice, reasoning_field: str) -> bytes:
+    """A message of calls alone has no content."""
+    calls, reasoning = choice.calls, choice.reasoning
+    message: JsonObject = {"content": (choice.text or None) if calls else choice.text}
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    message |= {"refusal": None, "role": "assistant"}
+    if reasoning:
+        message[reasoning_field] = reasoning
     return b'{"index":%d,"message":%b,"finish_reason":%b,"logprobs":%b}' % (
         choice.index,
         _encode(message),
         _encode(choice.finish_reason),
         _encode(_chat_logprobs(choice.logprobs)),
     )
+
+
+def _call(call: ToolCallDelta) -> JsonObject:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _call_delta(call: ToolCallDelta) -> JsonObject:
+    """Of a call that goes on, only the arguments are news."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, **_call(call)}
 
 
 def _completion_choice(choice: Choice) -> bytes:

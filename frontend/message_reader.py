@@ -1,0 +1,105 @@
+"""What a request's answer has to be read for, beyond its text: reasoning and tool calls.
+
+    text of a delta → reasoning parser → tool-call parser → parts of a message
+
+Which parsers those are is decided here, once per request: by the model's card, by its chat template, and by what the
+request asks for.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeAlias
+
+from dynamo.frontend.model import Model
+from dynamo.frontend.openai_requests import ChatCompletionRequest
+from dynamo.frontend.parsers.context import Functions, ReasoningContext
+from dynamo.frontend.parsers.message import MessageParser, MessagePart
+from dynamo.frontend.parsers.parts import Parser, Reasoning
+from dynamo.frontend.postprocess import Delta
+
+log = logging.getLogger("dynamo.parsers")
+
+PROMPT_END = 64
+"""Characters of a rendered prompt that a reasoning parser may look at: it may end inside of reasoning."""
+
+ReaderFactory: TypeAlias = Callable[[], "MessageReader"]
+CountTokens: TypeAlias = Callable[[str], int]
+
+
+class MessageReader:
+    """Reads one choice. `read` turns the text of each delta into parts; the last has a finish reason."""
+
+    __slots__ = ("_count_tokens", "_is_reasoning", "_num_reasoning_tokens", "_num_undecided", "_parser")
+
+    def __init__(self, parser: MessageParser, count_tokens: CountTokens) -> None:
+        self._parser = parser
+        self._count_tokens = count_tokens
+        self._is_reasoning: bool | None = None  # None until there is something to tell
+        self._num_undecided = 0
+        self._num_reasoning_tokens = 0
+
+    def read(self, delta: Delta) -> None:
+        parts = self._parser.push(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            parts += self._parser.flush()
+            if delta.finish_reason == "stop" and self._parser.has_calls:
+                delta.finish_reason = "tool_calls"
+        if delta.num_tokens:
+            self._count(parts, delta.num_tokens)
+        if len(parts) == 1 and isinstance(parts[0], str):
+            delta.text = parts[0]
+        else:
+            delta.text, delta.parts = "", parts or None
+
+    def take_reasoning_tokens(self) -> int:
+        """Output tokens spent on reasoning since the last call, markers included."""
+        num_tokens, self._num_reasoning_tokens = self._num_reasoning_tokens, 0
+        return num_tokens
+
+    def _count(self, parts: list[MessagePart], num_tokens: int) -> None:
+        """Where reasoning ends within a delta, what follows it is tokenized to tell the two apart."""
+        if not parts:
+            if self._is_reasoning is None:
+                self._num_undecided += num_tokens
+            elif self._is_reasoning:
+                self._num_reasoning_tokens += num_tokens
+            return
+        has_reasoned = any(isinstance(part, Reasoning) for part in parts)
+        if has_reasoned or self._is_reasoning:
+            rest = "".join(part for part in parts if isinstance(part, str))
+            num_rest = min(num_tokens, self._count_tokens(rest)) if rest else 0
+            self._num_reasoning_tokens += self._num_undecided + num_tokens - num_rest
+        self._num_undecided = 0
+        self._is_reasoning = isinstance(parts[-1], Reasoning)
+
+
+def reader_of_message(model: Model, request: ChatCompletionRequest, prompt_end: str) -> ReaderFactory | None:
+    """None where an answer of `model` is nothing but text. `prompt_end` is empty where the client sent tokens."""
+    stages = [*_reasoning_stage(model, request, prompt_end), *_tool_stage(model, request)]
+    if not stages:
+        return None
+    return partial(_make_reader, stages, model)
+
+
+def _make_reader(stages: list[Callable[[], Parser]], model: Model) -> MessageReader:
+    parser = MessageParser([stage() for stage in stages], _new_call_id)
+    return MessageReader(parser, lambda text: len(model.tokenizer.encode(text, False)) >> 2)
+
+
+def _reasoning_stage(model: Model, request: ChatCompletionRequest, prompt_end: str) -> Iterator[Callable[[], Parser]]:
+    if model.reasoning_parser is not None:
+        yield partial(model.reasoning_parser, ReasoningContext(prompt_end))
+
+
+def _tool_stage(model: Model, request: ChatCompletionRequest) -> Iterator[Callable[[], Parser]]:
+    """Without tools there is nothing to call, and with tool_choice "none" nothing may be."""
+    if model.tool_parser is not None and request.tools and request.tool_choice != "none":
+        yield partial(model.tool_parser, Functions(request.tools))
+
+
+def _new_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

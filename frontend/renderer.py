@@ -1,0 +1,135 @@
+"""A streamed answer as events: what every API's stream is made by, and that of chat and text completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from dynamo.frontend.answer_extras import AnswerExtras
+from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.openai_answers import DONE, JsonObject, TokenLogprob, Usage, error_event
+from dynamo.frontend.openai_requests import GenerateRequest
+from dynamo.frontend.parsers.message import MessagePart
+from dynamo.frontend.postprocess import Delta
+from dynamo.shared.errors import DynamoError
+
+
+class Renderer(Protocol):
+    """Makes the events of one answer, all its choices together."""
+
+    def of(self, delta: Delta) -> bytes: ...
+
+    def last(self) -> bytes:
+        """What ends a stream that has told everything."""
+
+    def failed(self, error: DynamoError) -> bytes:
+        """What ends a stream that cannot go on; the client has got its 200 already."""
+
+    def unanswered(self, nvext: JsonObject) -> bytes:
+        """The whole stream, where nothing is generated."""
+
+
+class ChoiceStream(Protocol):
+    """Renders the chunks of one choice."""
+
+    def first(self, text: str) -> bytes: ...
+
+    def delta(self, text: str) -> bytes: ...
+
+    def part(self, part: MessagePart) -> bytes: ...
+
+    def finish(self, reason: str) -> bytes: ...
+
+    def usage(self, usage: Usage) -> bytes: ...
+
+    def chunk(
+        self,
+        part: MessagePart | None = "",
+        *,
+        is_first: bool = False,
+        finish_reason: str | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+        usage: Usage | None = None,
+        nvext: JsonObject | None = None,
+    ) -> bytes: ...
+
+
+StreamOf: TypeAlias = Callable[[int], ChoiceStream]
+"""The stream of the choice with this index."""
+
+
+class ChunkRenderer:
+    """Deltas to chunks: the first of a choice names the role, the last its finish reason."""
+
+    def __init__(
+        self, stream_of: StreamOf, request: GenerateRequest, record: RequestRecord, extras: AnswerExtras | None
+    ) -> None:
+        self._stream_of = stream_of
+        self._record = record
+        self._wants_usage = request.include_usage
+        self._wants_running_usage = request.continuous_usage_stats
+        self._extras = extras
+        self._is_plain = extras is None and not self._wants_running_usage
+        self._choices: dict[int, ChoiceStream] = {}
+
+    def of(self, delta: Delta) -> bytes:
+        choice = self._choices.get(delta.index)
+        is_first = choice is None
+        if choice is None:
+            choice = self._choices[delta.index] = self._stream_of(delta.index)
+        if delta.logprobs is not None or not self._is_plain:
+            return self._in_full(choice, delta, is_first)
+        events = b""
+        if delta.parts is not None:
+            events = _in_parts(choice, delta.parts, is_first)
+        elif is_first:
+            events = choice.first(delta.text)
+        elif delta.text:
+            events = choice.delta(delta.text)
+        return events + choice.finish(delta.finish_reason) if delta.finish_reason else events
+
+    def last(self) -> bytes:
+        """The usage chunk and what came of the router's expectation, if they were asked for."""
+        route = b"" if self._extras is None else self._extras.comment(self._record)
+        if not self._wants_usage:
+            return route + DONE
+        choice = next(iter(self._choices.values()), None) or self._stream_of(0)
+        return choice.usage(usage_of(self._record)) + route + DONE
+
+    def failed(self, error: DynamoError) -> bytes:
+        return error_event(error)
+
+    def unanswered(self, nvext: JsonObject) -> bytes:
+        return self._stream_of(0).chunk(None, is_first=True, nvext=nvext) + DONE
+
+    def _in_full(self, choice: ChoiceStream, delta: Delta, is_first: bool) -> bytes:
+        """With all that a chunk can carry; the last part takes it."""
+        record, extras = self._record, self._extras
+        usage = usage_of(record) if self._wants_running_usage else None
+        events = b""
+        if is_first or not delta.is_empty:
+            *parts, last = delta.parts or [delta.text]
+            if parts:
+                events = _in_parts(choice, parts, is_first)
+            nvext = None if extras is None else extras.of_chunk(record)
+            events += choice.chunk(
+                last, is_first=is_first and not parts, logprobs=delta.logprobs, usage=usage, nvext=nvext
+            )
+        if is_first and extras is not None and len(self._choices) == 1:
+            events += extras.comment(record)
+        if delta.finish_reason:
+            nvext = None if extras is None else extras.of_end(record)
+            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage, nvext=nvext)
+        return events
+
+
+def _in_parts(choice: ChoiceStream, parts: list[MessagePart], is_first: bool) -> bytes:
+    head = choice.chunk(parts[0], is_first=True) if is_first else choice.part(parts[0])
+    return head + b"".join(map(choice.part, parts[1:]))
+
+
+def usage_of(record: RequestRecord) -> Usage:
+    """Tokens so far."""
+    return Usage(
+        record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens or 0, record.num_reasoning_tokens
+    )
