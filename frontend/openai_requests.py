@@ -1,7 +1,8 @@
 """Bodies of `POST /v1/chat/completions` and `POST /v1/completions` as typed structs.
 
 A type carries its own range, so that one decode checks both; rules that need two fields live in `openai_rules`.
-Every optional field may also be null, which means absent.
+Every optional field may also be null, which means absent. What becomes of each field is in `openai_compatibility`; those
+of type `Any` without a rule are there to be refused by name, or have no effect.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct, field
 
+from dynamo.frontend.guided_types import ResponseFormat, StructuredOutputs
 from dynamo.shared.protocol import RouterConfigOverride, RoutingConstraints
 
 U32_MAX = 2**32 - 1
@@ -19,6 +21,8 @@ MAX_TOOLS = 1536
 MAX_OUTPUT_TOKENS = 2**20
 MAX_ALLOWED_WORKERS = 1024
 MAX_TAINTS = 64
+MAX_BAD_WORDS = 256
+REQUEST_ID = r"^[\x21-\x7e]{1,128}$"
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
 OutputTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_OUTPUT_TOKENS)]
@@ -41,6 +45,7 @@ ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority",
 class StreamOptions(Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class AgentHints(Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -120,6 +125,7 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
     include_stop_str_in_output: bool | None = None
 
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
@@ -130,7 +136,10 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
     logit_bias: dict[str, float] | None = None
     seed: I64 | None = None
     allowed_token_ids: list[TokenId] | None = None
+    bad_words: Annotated[list[NonEmptyStr], Meta(max_length=MAX_BAD_WORDS)] | None = None
     bad_words_token_ids: list[list[TokenId]] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
 
     guided_json: Any = None
     guided_regex: str | None = None
@@ -138,12 +147,20 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
     guided_choice: list[str] | None = None
     guided_decoding_backend: str | None = None
     guided_whitespace_pattern: str | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     prompt_logprobs: TokenId | None = None
     skip_special_tokens: bool | None = None
     detokenize: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    echo: bool | None = None
 
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=U32_MAX)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31) + 1, le=2**31 - 1)] | None = None
+    request_id: Annotated[str, Meta(pattern=REQUEST_ID)] | None = None
+    lora_request: Any = None
     cache_salt: str | None = None
     user: NonEmptyStr | None = None
     metadata: Any = None
@@ -182,18 +199,6 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
 
-class JsonSchemaFormat(Struct):
-    name: NonEmptyStr
-    schema: JsonObject | bool
-    description: str | None = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Struct):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-
-
 class Thinking(Struct):
     type: Literal["enabled", "disabled", "adaptive"]
 
@@ -217,16 +222,25 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
     thinking: bool | Thinking | None = None
     thinking_token_budget: TokenId | None = None
     reasoning_effort: ReasoningEffort | None = None
+    chat_template: NonEmptyStr | None = None
+    documents: list[JsonObject] | None = None
 
     media_io_kwargs: JsonObject | None = None
     mm_processor_kwargs: JsonObject | None = None
-    modalities: list[str] | None = None
-    audio: JsonObject | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: Any = None
     prediction: Any = None
     store: bool | None = None
     service_tier: ServiceTier | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    moderation: Any = None
     web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -241,8 +255,32 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
 
     @property
     def template_args(self) -> JsonObject:
-        """Extra variables for the chat template; the field has two names."""
-        return self.chat_template_args or self.chat_template_kwargs or {}
+        """Extra variables for the chat template: what the client gives by name, in a field that has two, and what other
+        fields mean for a template."""
+        args = self.chat_template_args or self.chat_template_kwargs or {}
+        if self.thinking is None and self.reasoning_effort is None and self.documents is None:
+            return args
+        args = args if self.documents is None else {"documents": self.documents} | args
+        return _with_thinking(args, self.reasoning_effort, self.thinking)
+
+
+def _with_thinking(args: JsonObject, effort: str | None, thinking: bool | Thinking | None) -> JsonObject:
+    """As 1.6.1: `thinking` wins over `enable_thinking` among `args`, that over what an effort implies."""
+    if effort is not None:
+        args = _thinking_args(args.get("enable_thinking", effort != "none")) | args | {"reasoning_effort": effort}
+    if thinking is None:
+        return args
+    if not isinstance(thinking, Thinking):
+        return args | _thinking_args(thinking)
+    if thinking.type != "adaptive":
+        return args | _thinking_args(thinking.type == "enabled")
+    undecided = {name: value for name, value in args.items() if name not in ("enable_thinking", "thinking")}
+    return undecided | {"thinking_mode": "adaptive"}
+
+
+def _thinking_args(is_on: Any) -> JsonObject:
+    """The names that templates give to one switch."""
+    return {"enable_thinking": is_on, "thinking": is_on, "thinking_mode": "enabled" if is_on else "disabled"}
 
 
 P = TypeVar("P")
@@ -253,8 +291,7 @@ class CompletionBody(GenerateRequest, Generic[P], kw_only=True):
 
     prompt: P
     suffix: Annotated[str, Meta(max_length=10_000)] | None = None
-    echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    no_stop_trim: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     prompt_embeds: str | None = None
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from dynamo.frontend.guided_decoding import check_guide
 from dynamo.frontend.openai_messages import check_messages, check_tools, shown, wrong_type
 from dynamo.frontend.openai_requests import (
     U32_MAX,
@@ -13,35 +12,26 @@ from dynamo.frontend.openai_requests import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
-    JsonObject,
     NvExt,
-    ResponseFormat,
     Stop,
 )
 from dynamo.shared.errors import InvalidRequest
 
 MAX_CHOICES = 128
-TOOL_CHOICES = ("none", "auto", "required")
-GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
 
 def check_chat(request: ChatCompletionRequest) -> None:
     check_messages(request.messages)
     _check_generate(request)
     names = check_tools(request.tools) if request.tools else set()
-    if request.tool_choice is not None:
-        _check_tool_choice(request.tool_choice, names)
-        _check_schema(request.tools, "tools")
-    if request.response_format is not None:
-        _check_response_format(request.response_format)
     _check_template_options(request)
-    _check_guided(request, request.response_format, request.tool_choice)
+    check_guide(request, names)
 
 
 def check_completion(request: CompletionRequest) -> None:
     _check_prompt(request.prompt)
     _check_generate(request)
-    _check_guided(request)
+    check_guide(request)
     _refuse_what_is_not_honoured(request)
     n = request.n or 1
     if request.best_of and request.best_of < n:
@@ -115,34 +105,6 @@ def _check_logit_bias(logit_bias: dict[str, float]) -> None:
             )
 
 
-def _check_guided(
-    request: GenerateRequest,
-    response_format: ResponseFormat | None = None,
-    tool_choice: str | JsonObject | None = None,
-) -> None:
-    """The output follows one guide. Calls that must be made may replace a response format, but nothing else."""
-    given = [name for name in GUIDES if getattr(request, name) is not None]
-    if not given:
-        return
-    _check_schema(request.guided_json, "guided_json")
-    if response_format is not None and response_format.type != "text":
-        given.append("response_format")
-    if tool_choice is not None and tool_choice not in ("none", "auto"):
-        given.append("tool_choice")
-    if len(given) > 1:
-        raise _conflict(f"Only one of {' and '.join(given)} may be given: each prescribes the output.", given[1])
-    if request.guided_choice is not None and not request.guided_choice:
-        raise InvalidRequest("guided_choice must have at least one choice.", "guided_choice", "out_of_range")
-
-
-def _check_schema(schema: Any, param: str) -> None:
-    """A schema travels to the worker as msgpack, which ends at 64-bit integers."""
-    try:
-        msgspec.msgpack.encode(schema)
-    except OverflowError:
-        raise InvalidRequest(f"{param} holds an integer beyond 64 bits.", param, "out_of_range") from None
-
-
 def _check_template_options(request: ChatCompletionRequest) -> None:
     if request.continue_final_message and request.add_generation_prompt is not False:
         raise _conflict(
@@ -155,37 +117,6 @@ def _check_template_options(request: ChatCompletionRequest) -> None:
             "chat_template_kwargs",
             "duplicate_field",
         )
-
-
-def _check_tool_choice(tool_choice: str | JsonObject, names: set[str]) -> None:
-    if isinstance(tool_choice, str):
-        if tool_choice not in TOOL_CHOICES:
-            raise InvalidRequest(
-                f"tool_choice is {shown(tool_choice)}; it must be one of {', '.join(TOOL_CHOICES)} or name a function.",
-                "tool_choice",
-            )
-        if tool_choice == "required" and not names:
-            raise _conflict('tool_choice "required" needs tools.', "tool_choice")
-        return
-    function = tool_choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if tool_choice.get("type") != "function" or not isinstance(name, str):
-        raise wrong_type("tool_choice", 'an object such as {"type":"function","function":{"name":...}}', tool_choice)
-    if name not in names:
-        raise InvalidRequest(
-            f"tool_choice names the function {shown(name)}, which is not among tools.", "tool_choice.function.name"
-        )
-
-
-def _check_response_format(response_format: ResponseFormat) -> None:
-    if response_format.type == "json_schema" and response_format.json_schema is None:
-        raise InvalidRequest(
-            "response_format of type json_schema needs the field json_schema.",
-            "response_format.json_schema",
-            "missing_field",
-        )
-    if response_format.json_schema is not None:
-        _check_schema(response_format.json_schema.schema, "response_format.json_schema.schema")
 
 
 def _conflict(message: str, param: str) -> InvalidRequest:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from dynamo.frontend.guided_decoding import guided_decoding
 from dynamo.frontend.openai_requests import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
     JsonObject,
-    ResponseFormat,
 )
 from dynamo.shared.protocol import OutputOptions, SamplingOptions, StopConditions
 
@@ -46,7 +45,7 @@ def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> Samp
         min_p=request.min_p,
         seed=request.seed,
         include_stop_str_in_output=request.include_stop_str_in_output,
-        guided_decoding=_guided_decoding(request),
+        guided_decoding=guided_decoding(request),
     )
     if request.nvext is not None and request.nvext.greed_sampling:
         options.temperature, options.top_p, options.top_k, options.min_p = 0.0, None, None, None
@@ -95,68 +94,3 @@ def _max_thinking_tokens(request: GenerateRequest) -> int | None:
     if isinstance(request, ChatCompletionRequest) and request.thinking_token_budget is not None:
         return request.thinking_token_budget
     return request.nvext.max_thinking_tokens if request.nvext else None
-
-
-def _guided_decoding(request: ChatCompletionRequest | CompletionRequest) -> JsonObject | None:
-    """Only the keys that are set; None when the output is free. What the client asks by name goes before what
-    `tool_choice` implies, and that before `response_format`."""
-    guide = _guide_by_name(request)
-    if guide is None and isinstance(request, ChatCompletionRequest):
-        guide = _guide_by_tool_choice(request) or _guide_by_response_format(request.response_format)
-    if guide is None:
-        return None
-    if request.guided_decoding_backend is not None:
-        guide["backend"] = request.guided_decoding_backend
-    if request.guided_whitespace_pattern is not None:
-        guide["whitespace_pattern"] = request.guided_whitespace_pattern
-    return guide
-
-
-def _guide_by_name(request: GenerateRequest) -> JsonObject | None:
-    if request.guided_json is not None:
-        return {"json": request.guided_json}
-    if request.guided_regex is not None:
-        return {"regex": request.guided_regex}
-    if request.guided_choice is not None:
-        return {"choice": request.guided_choice}
-    if request.guided_grammar is not None:
-        return {"grammar": request.guided_grammar}
-    return None
-
-
-def _guide_by_response_format(response_format: ResponseFormat | None) -> JsonObject | None:
-    if response_format is None or response_format.type == "text":
-        return None
-    if response_format.json_schema is not None:
-        return {"json": response_format.json_schema.schema}
-    return {"json": {"type": "object"}}
-
-
-def _guide_by_tool_choice(request: ChatCompletionRequest) -> JsonObject | None:
-    if request.tool_choice is None or not request.tools:
-        return None
-    functions = [tool["function"] for tool in request.tools]
-    if isinstance(request.tool_choice, dict):
-        name = request.tool_choice["function"]["name"]
-        return {"json": next(_parameters(function) for function in functions if function["name"] == name)}
-    if request.tool_choice == "required":
-        schema = _calls_schema(functions)
-        return {"json": schema if request.parallel_tool_calls is not False else schema | {"maxItems": 1}}
-    return None
-
-
-def _calls_schema(functions: list[JsonObject]) -> JsonObject:
-    """An array of at least one call, each of one of the `functions`."""
-    calls = [
-        {
-            "properties": {"name": {"type": "string", "enum": [function["name"]]}, "parameters": _parameters(function)},
-            "required": ["name", "parameters"],
-        }
-        for function in functions
-    ]
-    return {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": calls}}
-
-
-def _parameters(function: JsonObject) -> JsonObject:
-    parameters: Any = function.get("parameters")
-    return parameters or {"type": "object", "properties": {}}

@@ -142,7 +142,7 @@ def test_template_arguments_have_two_names(name: str) -> None:
             "response_format.json_schema.schema",
             "missing_field",
         ),
-        ({"response_format": {"type": "grammar"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"guided_regex": "a", "guided_json": {}}, "guided_regex", "conflicting_fields"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format", "conflicting_fields"),
         ({"guided_regex": "a", "tools": [WEATHER], "tool_choice": "required"}, "tool_choice", "conflicting_fields"),
