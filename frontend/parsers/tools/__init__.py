@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from dynamo.frontend.parsers.context import ToolParserFactory
+from dynamo.frontend.parsers.tools.json_calls import JSON_PARSERS
 
-TOOL_PARSERS: dict[str, ToolParserFactory] = {}
+TOOL_PARSERS: dict[str, ToolParserFactory] = {**JSON_PARSERS}

@@ -1,0 +1,81 @@
+"""The arguments of a call, written as a JSON value and read while they are written.
+
+They keep the words of the model: an object goes out as it is written, a string as the text it stands for, and null is
+the same as no arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dynamo.frontend.parsers.json_scanner import JsonScanner, StringDecoder
+
+NO_ARGUMENTS = "{}"
+
+
+class ArgumentsReader(Protocol):
+    is_over: bool
+    """No more comes, whether the value ended well or not."""
+
+    def push(self, text: str, at: int) -> tuple[str, int]:
+        """The next piece of the arguments, and where in `text` they stop."""
+
+
+def arguments_reader(first: str) -> ArgumentsReader:
+    """`first` is the first character of the value, which is yet to be pushed."""
+    if first in "{[":
+        return _Written()
+    return _Quoted() if first == '"' else _Scalar()
+
+
+class _Written:
+    __slots__ = ("_scanner", "is_over")
+
+    def __init__(self) -> None:
+        self._scanner = JsonScanner()
+        self.is_over = False
+
+    def push(self, text: str, at: int) -> tuple[str, int]:
+        end = self._scanner.push(text, at)
+        self.is_over = self._scanner.is_done or self._scanner.is_broken
+        return text[at:end], end
+
+
+class _Quoted:
+    __slots__ = ("_decoder", "_is_empty", "_quotes", "_scanner", "is_over")
+
+    def __init__(self) -> None:
+        self._decoder = StringDecoder()
+        self._is_empty = True
+        self._quotes = 1
+        self._scanner = JsonScanner()
+        self.is_over = False
+
+    def push(self, text: str, at: int) -> tuple[str, int]:
+        end = self._scanner.push(text, at)
+        self.is_over = self._scanner.is_done
+        piece = self._decoder.push(text[at + self._quotes : end - self.is_over])
+        self._quotes = 0
+        if self.is_over:
+            piece += self._decoder.flush()
+            if self._is_empty and not piece:
+                piece = NO_ARGUMENTS
+        self._is_empty = self._is_empty and not piece
+        return piece, end
+
+
+class _Scalar:
+    __slots__ = ("_scanner", "_written", "is_over")
+
+    def __init__(self) -> None:
+        self._scanner = JsonScanner()
+        self._written = ""
+        self.is_over = False
+
+    def push(self, text: str, at: int) -> tuple[str, int]:
+        end = self._scanner.push(text, at)
+        self._written += text[at:end]
+        self.is_over = self._scanner.is_done
+        if not self.is_over:
+            return "", end
+        return NO_ARGUMENTS if self._written in ("", "null", "None") else self._written, end

@@ -1,0 +1,79 @@
+"""What formats share that set calls apart with markers: content up to a marker, and what comes after a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.parts import Part
+
+State: TypeAlias = Callable[[Any, str, list[Part]], str]
+"""A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state. What
+it cannot tell before more comes, it leaves in `_held`."""
+
+
+class MarkedParser:
+    """Content until one of the markers, which are never part of it; a subclass says what a marker begins.
+
+    Space that stands alone before, between or after calls is dropped, other space is content.
+    """
+
+    __slots__ = ("_has_calls", "_held", "_is_plain", "_markers", "_may_begin", "_space", "_state")
+
+    def __init__(self, markers: Markers) -> None:
+        self._has_calls = False
+        self._held = ""
+        self._is_plain = False  # nothing is held, and the last that came was content
+        self._markers = markers
+        self._may_begin = markers.may_begin
+        self._space = ""
+        self._state: State = MarkedParser._content
+
+    def push(self, text: str) -> list[Part]:
+        if self._is_plain and self._may_begin(text) is None:
+            return [text] if text else []
+        parts: list[Part] = []
+        rest, self._held = self._held + text, ""
+        while rest:
+            rest = self._state(self, rest, parts)
+        return parts
+
+    def flush(self) -> list[Part]:
+        parts: list[Part] = []
+        self._end(parts)
+        if self._space and not self._has_calls:
+            parts.append(self._space)
+        return parts
+
+    def _content(self, text: str, parts: list[Part]) -> str:
+        marker = self._markers.find(text)
+        if marker is not None:
+            self._add_content(text[: marker.start()], parts)
+            self._is_plain = False
+            return self._after_marker(marker[0], text[marker.end() :])
+        end = len(text) - self._markers.num_held(text)
+        self._add_content(text[:end], parts)
+        self._held = text[end:]
+        self._is_plain = not self._held and not self._space
+        return ""
+
+    def _add_content(self, text: str, parts: list[Part]) -> None:
+        if self._is_plain or not (text := self._space + text).isspace():
+            self._space = ""
+            if text:
+                parts.append(text)
+        else:
+            self._space = text
+
+    def _begin_call(self) -> None:
+        self._has_calls = True
+        self._space = ""
+
+    def _after_marker(self, marker: str, rest: str) -> str:
+        """Chooses the state that follows a marker; returns what that is to read."""
+        raise NotImplementedError
+
+    def _end(self, parts: list[Part]) -> None:
+        """What is held when the text ends."""
+        raise NotImplementedError
