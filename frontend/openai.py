@@ -1,7 +1,7 @@
 """Decode and validate OpenAI request bodies; bad input ends here as an `InvalidRequest` naming the field.
 
-    decode_chat(body, unknown_fields="warn") -> ChatCompletionRequest
-    decode_completion(body, unknown_fields="warn") -> CompletionRequest
+    decode_chat(body, policy) -> ChatCompletionRequest
+    decode_completion(body, policy) -> CompletionRequest
 
 Field types are in `openai_requests`, rules across fields in `openai_rules`, rules for messages in `openai_messages`
 (`reject_media` is for the caller, who knows the model), what workers are told in `openai_wire`:
@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import msgspec
+from msgspec import Struct
 
+from dynamo.frontend.openai_compatibility import CHAT, COMPLETIONS, Api
 from dynamo.frontend.openai_diagnosis import explain, unsupported
 from dynamo.frontend.openai_messages import reject_media
 from dynamo.frontend.openai_requests import (
@@ -26,15 +28,17 @@ from dynamo.frontend.openai_requests import (
     CompletionBody,
     CompletionRequest,
     GenerateRequest,
+    NvExt,
     TokenId,
 )
-from dynamo.frontend.openai_rules import check_chat, check_completion
+from dynamo.frontend.openai_rules import check_chat, check_completion, refuse
 from dynamo.shared.errors import InvalidRequest
 
 __all__ = [
     "ChatCompletionRequest",
     "CompletionRequest",
     "GenerateRequest",
+    "RequestPolicy",
     "UnknownFields",
     "decode_chat",
     "decode_completion",
@@ -42,6 +46,17 @@ __all__ = [
 ]
 
 UnknownFields = Literal["reject", "warn", "ignore"]
+
+
+class RequestPolicy(Struct, frozen=True):
+    """What the operator lets requests do. Without `takes_nvext`, `nvext` is its `cache_salt` and no more."""
+
+    unknown_fields: UnknownFields = "warn"
+    trusts_chat_templates: bool = False
+    takes_nvext: bool = True
+
+
+DEFAULT_POLICY = RequestPolicy()
 
 
 class _Name(str):
@@ -55,23 +70,52 @@ class _Name(str):
 _OBJECT = msgspec.json.Decoder(dict[_Name, Any], dec_hook=operator.call)
 _NAMES = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=operator.call)
 _CHAT = msgspec.json.Decoder(ChatCompletionRequest)
-_CHAT_FIELDS = frozenset(ChatCompletionRequest.__struct_encode_fields__)
 _TEXT_PROMPT = msgspec.json.Decoder(CompletionBody[str | list[str]])
 _TOKEN_PROMPTS: tuple[msgspec.json.Decoder[Any], ...] = (
     msgspec.json.Decoder(CompletionBody[list[TokenId]]),
     msgspec.json.Decoder(CompletionBody[list[list[TokenId]]]),
 )
-_COMPLETION_FIELDS = frozenset(CompletionBody.__struct_encode_fields__)
 
 
-def decode_chat(body: bytes, unknown_fields: UnknownFields = "warn") -> ChatCompletionRequest:
+class _Fields:
+    """Names of one API's fields, and what is to be done about those of a body."""
+
+    def __init__(self, api: Api) -> None:
+        self._known = frozenset(api.rows)
+        self._refused = frozenset(api.refused)
+        self._api = api
+
+    def check(self, request: GenerateRequest, names: Mapping[_Name, object], policy: RequestPolicy) -> None:
+        distinct = set(map(str.__str__, names))
+        if len(distinct) != len(names):
+            raise _duplicate(names)
+        if not distinct <= self._known:
+            self._note_unknown(request, sorted(distinct - self._known), policy.unknown_fields)
+        if not distinct.isdisjoint(self._refused):
+            refuse(request, sorted(distinct & self._refused), self._api)
+        if request.nvext is not None and not policy.takes_nvext:
+            salt = request.nvext.cache_salt
+            request.nvext = None if salt is None else NvExt(cache_salt=salt)
+
+    def _note_unknown(self, request: GenerateRequest, unknown: list[str], policy: UnknownFields) -> None:
+        if policy == "reject":
+            raise unsupported(unknown[0], sorted(self._known))
+        if policy == "warn":
+            request.__dict__["unknown_fields"] = tuple(unknown)
+
+
+_CHAT_FIELDS = _Fields(CHAT)
+_COMPLETION_FIELDS = _Fields(COMPLETIONS)
+
+
+def decode_chat(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> ChatCompletionRequest:
     try:
         names = _OBJECT.decode(body)
         request = _convert_chat(names, body)
     except (ValueError, RecursionError) as error:
         raise _explain_chat(error, body) from None
-    _check_names(request, names, _CHAT_FIELDS, unknown_fields)
-    check_chat(request)
+    _CHAT_FIELDS.check(request, names, policy)
+    check_chat(request, trusts_templates=policy.trusts_chat_templates)
     return request
 
 
@@ -92,13 +136,13 @@ def _convert_chat(fields: dict[_Name, Any], body: bytes) -> ChatCompletionReques
         return _CHAT.decode(body)
 
 
-def decode_completion(body: bytes, unknown_fields: UnknownFields = "warn") -> CompletionRequest:
+def decode_completion(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> CompletionRequest:
     try:
         request = _decode_prompt_of_any_shape(body)
         names = _NAMES.decode(body)
     except (ValueError, RecursionError) as error:
         raise _explain_completion(error, body) from None
-    _check_names(request, names, _COMPLETION_FIELDS, unknown_fields)
+    _COMPLETION_FIELDS.check(request, names, policy)
     check_completion(request)
     return request
 
@@ -127,21 +171,6 @@ def _explain_completion(error: Exception, body: bytes) -> InvalidRequest:
             "invalid_type",
         )
     return explain(error, body, CompletionBody[str | list[str]])
-
-
-def _check_names(
-    request: GenerateRequest, names: Mapping[_Name, object], known: frozenset[str], policy: UnknownFields
-) -> None:
-    distinct = set(map(str.__str__, names))
-    if len(distinct) != len(names):
-        raise _duplicate(names)
-    if distinct <= known:
-        return
-    unknown = sorted(distinct - known)
-    if policy == "reject":
-        raise unsupported(unknown[0], sorted(known))
-    if policy == "warn":
-        request.__dict__["unknown_fields"] = tuple(unknown)
 
 
 def _duplicate(names: Mapping[_Name, object]) -> InvalidRequest:

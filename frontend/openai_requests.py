@@ -1,8 +1,8 @@
 """Bodies of `POST /v1/chat/completions` and `POST /v1/completions` as typed structs.
 
 A type carries its own range, so that one decode checks both; rules that need two fields live in `openai_rules`.
-Every optional field may also be null, which means absent. What becomes of each field is in `openai_compatibility`; those
-of type `Any` without a rule are there to be refused by name, or have no effect.
+Every optional field may also be null, which means absent. What becomes of each field is in `openai_compatibility`;
+those of type `Any` without a rule are there to be refused by name, or have no effect.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MAX_OUTPUT_TOKENS = 2**20
 MAX_ALLOWED_WORKERS = 1024
 MAX_TAINTS = 64
 MAX_BAD_WORDS = 256
+MAX_BIAS = 100
 REQUEST_ID = r"^[\x21-\x7e]{1,128}$"
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=U32_MAX)]
@@ -258,10 +259,15 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
         """Extra variables for the chat template: what the client gives by name, in a field that has two, and what other
         fields mean for a template."""
         args = self.chat_template_args or self.chat_template_kwargs or {}
-        if self.thinking is None and self.reasoning_effort is None and self.documents is None:
+        given = {name: value for name in _FOR_TEMPLATES if (value := getattr(self, name)) is not None}
+        if given:
+            args = given | args
+        if self.thinking is None and self.reasoning_effort is None:
             return args
-        args = args if self.documents is None else {"documents": self.documents} | args
         return _with_thinking(args, self.reasoning_effort, self.thinking)
+
+
+_FOR_TEMPLATES = ("documents", "verbosity")
 
 
 def _with_thinking(args: JsonObject, effort: str | None, thinking: bool | Thinking | None) -> JsonObject:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dynamo.frontend.guided_decoding import check_guide
+from dynamo.frontend.openai_compatibility import Api
 from dynamo.frontend.openai_messages import check_messages, check_tools, shown, wrong_type
 from dynamo.frontend.openai_requests import (
+    MAX_BIAS,
     U32_MAX,
     U64_MAX,
     ChatCompletionRequest,
@@ -20,11 +22,20 @@ from dynamo.shared.errors import InvalidRequest
 MAX_CHOICES = 128
 
 
-def check_chat(request: ChatCompletionRequest) -> None:
+def check_chat(request: ChatCompletionRequest, *, trusts_templates: bool = False) -> None:
     check_messages(request.messages)
     _check_generate(request)
     names = check_tools(request.tools) if request.tools else set()
     _check_template_options(request)
+    if request.chat_template is not None and not trusts_templates:
+        raise InvalidRequest(
+            "This gateway renders with the template of the model alone; its operator can allow others with "
+            "--trust-request-chat-template.",
+            "chat_template",
+            "unsupported_field",
+        )
+    if request.modalities is not None and "audio" in request.modalities:
+        raise InvalidRequest("modalities has audio; answers are text.", "modalities", "unsupported_value")
     check_guide(request, names)
 
 
@@ -32,21 +43,19 @@ def check_completion(request: CompletionRequest) -> None:
     _check_prompt(request.prompt)
     _check_generate(request)
     check_guide(request)
-    _refuse_what_is_not_honoured(request)
     n = request.n or 1
-    if request.best_of and request.best_of < n:
-        raise InvalidRequest(f"best_of is {request.best_of}; it must be at least n, which is {n}.", "best_of")
     if n * len(request.prompts) > MAX_CHOICES:
         raise InvalidRequest(
             f"{len(request.prompts)} prompts with n = {n} make more than {MAX_CHOICES} choices.", "n", "out_of_range"
         )
 
 
-def _refuse_what_is_not_honoured(request: CompletionRequest) -> None:
+def refuse(request: GenerateRequest, names: list[str], api: Api) -> None:
     """The answer would be one to another question, so silence is no option."""
-    for name in ("suffix", "prompt_embeds"):
-        if getattr(request, name):
-            raise InvalidRequest(f"{name} is not supported by this gateway.", name, "unsupported_field")
+    for name in names:
+        row, value = api.rows[name], getattr(request, name)
+        if value is not None and value not in row.neutral:
+            raise InvalidRequest(f"{name} is not supported by this gateway. {row.about}", name, "unsupported_field")
 
 
 def _check_prompt(prompt: Any) -> None:
@@ -64,6 +73,10 @@ def _check_generate(request: GenerateRequest) -> None:
         raise _conflict("stream_options is allowed only with stream set to true.", "stream_options")
     if request.n is not None and request.n > 1 and request.temperature == 0:
         raise _conflict("n above 1 with temperature 0 would only repeat one answer.", "n")
+    if request.best_of and request.best_of < (request.n or 1):
+        raise InvalidRequest(f"best_of is {request.best_of}; it must be at least n, which is {request.n}.", "best_of")
+    if request.truncate_prompt_tokens == 0:
+        raise InvalidRequest("truncate_prompt_tokens of 0 leaves no prompt.", "truncate_prompt_tokens", "out_of_range")
     if isinstance(request.stop, list):
         _check_stop(request.stop)
     if request.logit_bias:
@@ -97,9 +110,9 @@ def _check_logit_bias(logit_bias: dict[str, float]) -> None:
                 "logit_bias",
                 "invalid_value",
             )
-        if not -100 <= bias <= 100:
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidRequest(
-                f"logit_bias for token {token_id} is {shown(bias)}; it must be between -100 and 100.",
+                f"logit_bias for token {token_id} is {shown(bias)}; it must be between -{MAX_BIAS} and {MAX_BIAS}.",
                 f"logit_bias.{token_id}",
                 "out_of_range",
             )
@@ -117,6 +130,10 @@ def _check_template_options(request: ChatCompletionRequest) -> None:
             "chat_template_kwargs",
             "duplicate_field",
         )
+    for name in ("chat_template_args", "chat_template_kwargs"):
+        if "chat_template" in (getattr(request, name) or ()):
+            param = f"{name}.chat_template"
+            raise InvalidRequest(f"{param} is not a variable; see the field chat_template.", param, "unsupported_field")
 
 
 def _conflict(message: str, param: str) -> InvalidRequest:

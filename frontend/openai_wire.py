@@ -1,14 +1,18 @@
 """What a worker is told of an OpenAI request, besides its tokens and its routing.
 
-`logit_bias` is checked and then dropped, as 1.6.1 does: its workers would take the keys for strings, not for token ids.
+`logit_bias` itself is not told, as in 1.6.1: its workers would take the keys for strings, not for token ids. What its
+two ends mean, a ban and an exclusive choice, is told in the words they know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from dynamo.frontend.guided_decoding import guided_decoding
 from dynamo.frontend.openai_requests import (
+    MAX_BIAS,
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
@@ -35,7 +39,7 @@ def stop_conditions(request: GenerateRequest, eos_token_ids: Sequence[int]) -> S
 def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> SamplingOptions:
     options = SamplingOptions(
         n=request.n,
-        best_of=None if isinstance(request, ChatCompletionRequest) else request.best_of,
+        best_of=request.best_of,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
@@ -58,18 +62,26 @@ def output_options(request: ChatCompletionRequest | CompletionRequest) -> Output
         prompt_logprobs=_prompt_logprobs(request),
         skip_special_tokens=request.skip_special_tokens,
         return_tokens_as_token_ids=request.return_tokens_as_token_ids,
+        no_stop_trim=UNSET if isinstance(request, ChatCompletionRequest) or not request.no_stop_trim else True,
     )
 
 
-def extra_args(request: GenerateRequest, cache_salt: str | None = None) -> JsonObject | None:
-    """What has no field of its own on the wire."""
-    sampling = {
-        name: value
-        for name in ("allowed_token_ids", "bad_words_token_ids", "detokenize")
-        if (value := getattr(request, name)) is not None
-    }
-    groups = {"nvext": _passed_nvext(request, cache_salt), "sampling_options": sampling}
+def extra_args(
+    request: GenerateRequest, cache_salt: str | None = None, bad_words: Sequence[list[int]] = ()
+) -> JsonObject | None:
+    """What has no field of its own on the wire. `bad_words` are the token ids of those given as text."""
+    groups = {"nvext": _passed_nvext(request, cache_salt), "sampling_options": _passed_sampling(request, bad_words)}
     return {name: group for name, group in groups.items() if group} or None
+
+
+def _passed_sampling(request: GenerateRequest, bad_words: Sequence[list[int]]) -> JsonObject:
+    allowed, banned = request.allowed_token_ids, [*(request.bad_words_token_ids or ()), *bad_words]
+    if request.logit_bias:
+        chosen = [int(token_id) for token_id, bias in request.logit_bias.items() if bias == MAX_BIAS]
+        allowed = chosen if chosen and allowed is None else allowed
+        banned += [[int(token_id)] for token_id, bias in request.logit_bias.items() if bias == -MAX_BIAS]
+    sampling = {"allowed_token_ids": allowed, "bad_words_token_ids": banned or None, "detokenize": request.detokenize}
+    return {name: value for name, value in sampling.items() if value is not None}
 
 
 def _passed_nvext(request: GenerateRequest, cache_salt: str | None) -> JsonObject:
@@ -80,6 +92,8 @@ def _passed_nvext(request: GenerateRequest, cache_salt: str | None) -> JsonObjec
         passed["extra_fields"] = request.nvext.extra_fields
     if request.nvext is not None and request.nvext.token_data is not None:
         passed["token_in"] = True
+    if request.nvext is not None and request.nvext.metadata_upload is not None:
+        passed["metadata_upload"] = request.nvext.metadata_upload
     return passed
 
 

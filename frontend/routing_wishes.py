@@ -45,7 +45,8 @@ _ANYWHERE = RoutingWishes(Routing(), None, None, None, {}, None, None, None, "nv
 
 
 def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name: str | None = None) -> RoutingWishes:
-    if headers is NO_ROUTING_HEADERS and request.nvext is None and not request.cache_salt and not lora_name:
+    is_plain = request.nvext is None and not request.cache_salt and request.priority is None
+    if is_plain and headers is NO_ROUTING_HEADERS and not lora_name:
         return _ANYWHERE
     nvext = request.nvext or _NO_NVEXT
     routing = _routing(request, nvext, headers, lora_name)
@@ -66,6 +67,8 @@ def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name:
 def _routing(request: GenerateRequest, nvext: NvExt, headers: RoutingHeaders, lora_name: str | None) -> Routing:
     hints = nvext.agent_hints or _NO_HINTS
     priority = _first(headers.priority, hints.priority)
+    if priority is None and request.priority is not None:
+        priority = -request.priority  # vLLM's lower is earlier, Dynamo's higher is
     return Routing(
         backend_instance_id=_first(headers.worker_id, nvext.backend_instance_id),
         prefill_worker_id=_first(headers.prefill_worker_id, nvext.prefill_worker_id),

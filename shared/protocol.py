@@ -188,6 +188,7 @@ class OutputOptions(Struct):
     skip_special_tokens: bool | None = None
     formatted_prompt: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    no_stop_trim: bool | UnsetType = UNSET
 
 
 class RouterConfigOverride(Struct, omit_defaults=True):
@@ -260,6 +261,8 @@ class PreprocessedRequest(Struct):
     image_cache_scope: str | UnsetType = UNSET
     router: dict[str, Any] | UnsetType = UNSET
     request_timestamp_ms: float | UnsetType = UNSET
+    media_io_kwargs: dict[str, Any] | UnsetType = UNSET
+    mm_processor_kwargs: dict[str, Any] | UnsetType = UNSET
 
 
 class WorkerErrorPayload(Struct):

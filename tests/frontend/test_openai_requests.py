@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dynamo.frontend.openai import decode_chat, decode_completion, reject_media
+from dynamo.frontend.openai import RequestPolicy, decode_chat, decode_completion, reject_media
 from dynamo.shared.errors import InvalidRequest
 
 USER = {"role": "user", "content": "Say hi"}
@@ -321,12 +321,12 @@ def test_names_inside_values_are_no_duplicates() -> None:
 def test_unknown_fields_are_kept_for_the_log_unless_refused() -> None:
     body = chat_body(best_of_n=1, tempurature=1)
     assert decode_chat(body).unknown_fields == ("best_of_n", "tempurature")
-    assert decode_chat(body, "ignore").unknown_fields == ()
+    assert decode_chat(body, RequestPolicy(unknown_fields="ignore")).unknown_fields == ()
     with pytest.raises(InvalidRequest, match="best_of_n") as caught:
-        decode_chat(body, "reject")
+        decode_chat(body, RequestPolicy(unknown_fields="reject"))
     assert caught.value.code == "unsupported_field"
     with pytest.raises(InvalidRequest, match="Did you mean temperature"):
-        decode_chat(chat_body(tempurature=1), "reject")
+        decode_chat(chat_body(tempurature=1), RequestPolicy(unknown_fields="reject"))
 
 
 def test_a_client_cannot_set_what_the_gateway_notes() -> None:
