@@ -19,7 +19,7 @@ from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
 from dynamo.frontend.placement import PlacementWish
 from dynamo.frontend.postprocess import Delta, make_choice
-from dynamo.frontend.preprocess import Prepared, prepare_chat, prepare_completion
+from dynamo.frontend.preprocess import Prepared, count_chat_tokens, prepare_chat, prepare_completion
 from dynamo.frontend.router_client import Placement, RouterClient
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.shared.errors import CannotConnect, Overloaded, WorkerError
@@ -77,6 +77,11 @@ class Pipeline:
         model = await self._models.get(request.model, "Completions")
         record.model = model.name
         return self._fan_out([await prepare_completion(model, request, p, headers) for p in request.prompts], record)
+
+    async def count_tokens(self, request: ChatCompletionRequest) -> int:
+        """Of its prompt, whether or not that fits the model's context."""
+        model = await self._models.get(request.model, "Chat")
+        return await count_chat_tokens(model, request)
 
     def block_size(self, prepared: Prepared) -> int:
         """Tokens in a block of its workers' KV cache."""

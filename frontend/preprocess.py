@@ -135,6 +135,11 @@ async def prepare_chat(
     return prepared
 
 
+async def count_chat_tokens(model: Model, request: ChatCompletionRequest) -> int:
+    """Raises InvalidRequest where the template refuses the messages."""
+    return len(await _encode(model, render_chat(model, request), add_special_tokens=False)) >> 2
+
+
 async def prepare_completion(
     model: Model, request: CompletionRequest, prompt: Prompt, headers: RoutingHeaders = NO_ROUTING_HEADERS
 ) -> Prepared:
