@@ -4,5 +4,10 @@ from __future__ import annotations
 
 from dynamo.frontend.parsers.context import ToolParserFactory
 from dynamo.frontend.parsers.tools.json_calls import JSON_PARSERS
+from dynamo.frontend.parsers.tools.qwen3_coder import qwen3_coder
 
-TOOL_PARSERS: dict[str, ToolParserFactory] = {**JSON_PARSERS}
+TOOL_PARSERS: dict[str, ToolParserFactory] = {
+    **JSON_PARSERS,
+    "nemotron_nano": qwen3_coder,
+    "qwen3_coder": qwen3_coder,
+}
