@@ -39,162 +39,160 @@ class Api(Struct, frozen=True):
         return {name: row for name, row in self.rows.items() if row.fate == "refused"}
 
 
-def _honoured(about: str) -> Row:
+def honoured(about: str) -> Row:
     return Row("honoured", about)
 
 
-def _forwarded(about: str) -> Row:
+def forwarded(about: str) -> Row:
     return Row("forwarded", about)
 
 
-def _refused(advice: str, *neutral: Any) -> Row:
+def refused(advice: str, *neutral: Any) -> Row:
     return Row("refused", advice, neutral)
 
 
-def _no_effect(about: str) -> Row:
+def no_effect(about: str) -> Row:
     return Row("no effect", about)
 
 
 _IN_BOTH: dict[str, Row] = {
-    "model": _honoured("Any name that `/v1/models` lists; an adapter is a model of its own."),
-    "stream": _honoured("Server-sent events; without it the answer comes in one piece."),
-    "stream_options": _honoured(
+    "model": honoured("Any name that `/v1/models` lists; an adapter is a model of its own."),
+    "stream": honoured("Server-sent events; without it the answer comes in one piece."),
+    "stream_options": honoured(
         "`include_usage`, and vLLM's `continuous_usage_stats`; only with `stream`. `include_obfuscation` has no effect."
     ),
-    "max_tokens": _honoured("1 to 2^20; left out, the worker goes on to the end of its context."),
-    "min_tokens": _honoured("Nothing stops the answer before so many tokens."),
-    "stop": _honoured("A string, up to 32 strings, or token ids. The text ends before it."),
-    "stop_token_ids": _honoured("Token ids that end the answer, in addition to those of the model."),
-    "ignore_eos": _honoured("Nothing but `max_tokens` ends the answer."),
-    "include_stop_str_in_output": _honoured("What stopped the answer is its end."),
-    "n": _honoured("1 to 128, prompts included; each choice is a generation of its own. Not with `temperature` 0."),
-    "best_of": _forwarded("At least `n`."),
-    "temperature": _forwarded("0 to 2."),
-    "top_p": _forwarded("Above 0, up to 1."),
-    "top_k": _forwarded("From -1; 0 and -1 look at every token."),
-    "min_p": _forwarded("0 to 1."),
-    "frequency_penalty": _forwarded("-2 to 2."),
-    "presence_penalty": _forwarded("-2 to 2."),
-    "repetition_penalty": _forwarded("Above 0, up to 2."),
-    "logit_bias": _forwarded(
+    "max_tokens": honoured("1 to 2^20; left out, the worker goes on to the end of its context."),
+    "min_tokens": honoured("Nothing stops the answer before so many tokens."),
+    "stop": honoured("A string, up to 32 strings, or token ids. The text ends before it."),
+    "stop_token_ids": honoured("Token ids that end the answer, in addition to those of the model."),
+    "ignore_eos": honoured("Nothing but `max_tokens` ends the answer."),
+    "include_stop_str_in_output": honoured("What stopped the answer is its end."),
+    "n": honoured("1 to 128, prompts included; each choice is a generation of its own. Not with `temperature` 0."),
+    "best_of": forwarded("At least `n`."),
+    "temperature": forwarded("0 to 2."),
+    "top_p": forwarded("Above 0, up to 1."),
+    "top_k": forwarded("From -1; 0 and -1 look at every token."),
+    "min_p": forwarded("0 to 1."),
+    "frequency_penalty": forwarded("-2 to 2."),
+    "presence_penalty": forwarded("-2 to 2."),
+    "repetition_penalty": forwarded("Above 0, up to 2."),
+    "logit_bias": forwarded(
         "-100 bans a token, 100 leaves only such tokens; what lies between has no effect, for workers of 1.6.1 have no "
         "field for it."
     ),
-    "seed": _forwarded("Choice i of several gets `seed` + i."),
-    "allowed_token_ids": _forwarded("Only these tokens."),
-    "bad_words": _forwarded("Up to 256 strings, as the token ids they have at the start of a text and after a space."),
-    "bad_words_token_ids": _forwarded("Sequences of token ids that must not occur."),
-    "use_beam_search": _refused("No worker of Dynamo searches by beams.", False),
-    "length_penalty": _refused("It weighs beams, and no worker of Dynamo searches by beams.", 1.0),
-    "structured_outputs": _forwarded("vLLM's one object for all guides; a schema is checked here."),
-    "guided_json": _forwarded("A JSON schema, checked here."),
-    "guided_regex": _forwarded("A regular expression."),
-    "guided_grammar": _forwarded("A grammar in the form the engine takes."),
-    "guided_choice": _forwarded("The output is one of these."),
-    "guided_decoding_backend": _forwarded("The library the engine follows a guide with."),
-    "guided_whitespace_pattern": _forwarded("The whitespace between the parts of guided JSON."),
-    "prompt_logprobs": _forwarded("What the worker tells of its prompt is `prompt_logprobs` of the answer."),
-    "skip_special_tokens": _honoured("Off by default: special tokens that are generated are shown."),
-    "detokenize": _forwarded("Text is made here, whatever it says."),
-    "return_tokens_as_token_ids": _honoured("Tokens among logprobs are written as `token_id:7`."),
-    "return_token_ids": _honoured("`prompt_token_ids` and `token_ids` next to the text, as vLLM has them."),
-    "add_special_tokens": _honoured("Off for a chat, whose template writes its own; on for a text."),
-    "truncate_prompt_tokens": _honoured("The last so many tokens of the prompt; -1 keeps what fits into the context."),
-    "priority": _forwarded(
+    "seed": forwarded("Choice i of several gets `seed` + i."),
+    "allowed_token_ids": forwarded("Only these tokens."),
+    "bad_words": forwarded("Up to 256 strings, as the token ids they have at the start of a text and after a space."),
+    "bad_words_token_ids": forwarded("Sequences of token ids that must not occur."),
+    "use_beam_search": refused("No worker of Dynamo searches by beams.", False),
+    "length_penalty": refused("It weighs beams, and no worker of Dynamo searches by beams.", 1.0),
+    "structured_outputs": forwarded("vLLM's one object for all guides; a schema is checked here."),
+    "guided_json": forwarded("A JSON schema, checked here."),
+    "guided_regex": forwarded("A regular expression."),
+    "guided_grammar": forwarded("A grammar in the form the engine takes."),
+    "guided_choice": forwarded("The output is one of these."),
+    "guided_decoding_backend": forwarded("The library the engine follows a guide with."),
+    "guided_whitespace_pattern": forwarded("The whitespace between the parts of guided JSON."),
+    "prompt_logprobs": forwarded("What the worker tells of its prompt is `prompt_logprobs` of the answer."),
+    "skip_special_tokens": honoured("Off by default: special tokens that are generated are shown."),
+    "detokenize": forwarded("Text is made here, whatever it says."),
+    "return_tokens_as_token_ids": honoured("Tokens among logprobs are written as `token_id:7`."),
+    "return_token_ids": honoured("`prompt_token_ids` and `token_ids` next to the text, as vLLM has them."),
+    "add_special_tokens": honoured("Off for a chat, whose template writes its own; on for a text."),
+    "truncate_prompt_tokens": honoured("The last so many tokens of the prompt; -1 keeps what fits into the context."),
+    "priority": forwarded(
         "Lower is earlier, as in vLLM. Dynamo's own priorities, `nvext.agent_hints.priority` and the header "
         "`x-dynamo-request-priority`, are the other way round, and win."
     ),
-    "request_id": _honoured("The `id` of the answer ends with it; workers and logs know the request by another one."),
-    "lora_request": _refused("Name the adapter as the `model`."),
-    "cache_salt": _forwarded("Only requests with the same salt share what is cached; `x-tenant-id` wins."),
-    "user": _no_effect("Must not be empty."),
-    "metadata": _no_effect("Kept for stored completions, and nothing is stored."),
-    "nvext": _honoured("Dynamo's own extension, below. `--disable-frontend-nvext` leaves only its `cache_salt`."),
+    "request_id": honoured("The `id` of the answer ends with it; workers and logs know the request by another one."),
+    "lora_request": refused("Name the adapter as the `model`."),
+    "cache_salt": forwarded("Only requests with the same salt share what is cached; `x-tenant-id` wins."),
+    "user": no_effect("Must not be empty."),
+    "metadata": no_effect("Kept for stored completions, and nothing is stored."),
+    "nvext": honoured("Dynamo's own extension, below. `--disable-frontend-nvext` leaves only its `cache_salt`."),
 }
 
 _CHAT: dict[str, Row] = {
-    "messages": _honoured(
+    "messages": honoured(
         "Roles developer, system, user, assistant, tool and function. Pictures, sound and video are refused for a "
         "model that reads text only."
     ),
-    "max_completion_tokens": _honoured("Wins over `max_tokens`."),
-    "logprobs": _honoured("What the worker tells of its tokens; null where it tells nothing."),
-    "top_logprobs": _honoured("0 to 20 alternatives of each token; only with `logprobs`."),
-    "tools": _honoured("Up to 1536 functions; the template shows them to the model, calls are found in its output."),
-    "tool_choice": _honoured("`none`, `auto`, `required` or a function; the last two guide the output."),
-    "parallel_tool_calls": _forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
-    "response_format": _forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),
-    "echo": _honoured("The answer begins with the message it continues; with `continue_final_message`."),
-    "chat_template": _honoured(
+    "max_completion_tokens": honoured("Wins over `max_tokens`."),
+    "logprobs": honoured("What the worker tells of its tokens; null where it tells nothing."),
+    "top_logprobs": honoured("0 to 20 alternatives of each token; only with `logprobs`."),
+    "tools": honoured("Up to 1536 functions; the template shows them to the model, calls are found in its output."),
+    "tool_choice": honoured("`none`, `auto`, `required` or a function; the last two guide the output."),
+    "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
+    "response_format": forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),
+    "echo": honoured("The answer begins with the message it continues; with `continue_final_message`."),
+    "chat_template": honoured(
         "With `--trust-request-chat-template`; else refused, for a template is a program that comes from the client."
     ),
-    "chat_template_args": _honoured("More variables for the template; also named `chat_template_kwargs`."),
-    "chat_template_kwargs": _honoured("The same as `chat_template_args`; only one of the two may be given."),
-    "add_generation_prompt": _honoured("On by default: the prompt ends where the model's turn begins."),
-    "continue_final_message": _honoured("The last message is left open, for the model to continue."),
-    "documents": _honoured("A variable for the template."),
-    "thinking": _honoured("For the template, as `thinking`, `enable_thinking` and `thinking_mode`."),
-    "reasoning_effort": _honoured("For the template; it also switches thinking on, or off where it is none."),
-    "thinking_token_budget": _forwarded("Tokens of reasoning at most; wins over `nvext.max_thinking_tokens`."),
-    "media_io_kwargs": _forwarded("How the worker is to read pictures, sound and video."),
-    "mm_processor_kwargs": _forwarded("How the worker is to prepare them for the model."),
-    "modalities": _honoured("Text; audio is refused."),
-    "audio": _refused("Answers are text."),
-    "prediction": _no_effect("It makes nothing faster here."),
-    "store": _no_effect("Nothing is stored."),
-    "service_tier": _no_effect("There is one tier. For urgency there is `priority`."),
-    "prompt_cache_key": _no_effect("The router finds cached prefixes by itself."),
-    "prompt_cache_options": _no_effect("Workers cache prefixes as they are configured to."),
-    "prompt_cache_retention": _no_effect("Workers keep prefixes for as long as they have room."),
-    "safety_identifier": _no_effect("Nobody is reported."),
-    "verbosity": _honoured("A variable for the template."),
-    "moderation": _refused("Nothing is moderated here."),
-    "web_search_options": _refused("No model here searches the web; offer it a tool for that."),
-    "functions": _refused("Use `tools`, which took its place."),
-    "function_call": _refused("Use `tool_choice`, which took its place."),
+    "chat_template_args": honoured("More variables for the template; also named `chat_template_kwargs`."),
+    "chat_template_kwargs": honoured("The same as `chat_template_args`; only one of the two may be given."),
+    "add_generation_prompt": honoured("On by default: the prompt ends where the model's turn begins."),
+    "continue_final_message": honoured("The last message is left open, for the model to continue."),
+    "documents": honoured("A variable for the template."),
+    "thinking": honoured("For the template, as `thinking`, `enable_thinking` and `thinking_mode`."),
+    "reasoning_effort": honoured("For the template; it also switches thinking on, or off where it is none."),
+    "thinking_token_budget": forwarded("Tokens of reasoning at most; wins over `nvext.max_thinking_tokens`."),
+    "media_io_kwargs": forwarded("How the worker is to read pictures, sound and video."),
+    "mm_processor_kwargs": forwarded("How the worker is to prepare them for the model."),
+    "modalities": honoured("Text; audio is refused."),
+    "audio": refused("Answers are text."),
+    "prediction": no_effect("It makes nothing faster here."),
+    "store": no_effect("Nothing is stored."),
+    "service_tier": no_effect("There is one tier. For urgency there is `priority`."),
+    "prompt_cache_key": no_effect("The router finds cached prefixes by itself."),
+    "prompt_cache_options": no_effect("Workers cache prefixes as they are configured to."),
+    "prompt_cache_retention": no_effect("Workers keep prefixes for as long as they have room."),
+    "safety_identifier": no_effect("Nobody is reported."),
+    "verbosity": honoured("A variable for the template."),
+    "moderation": refused("Nothing is moderated here."),
+    "web_search_options": refused("No model here searches the web; offer it a tool for that."),
+    "functions": refused("Use `tools`, which took its place."),
+    "function_call": refused("Use `tool_choice`, which took its place."),
 }
 
 _COMPLETIONS: dict[str, Row] = {
-    "prompt": _honoured("A string, strings, token ids, or arrays of token ids; one answer or more to each."),
-    "logprobs": _honoured("0 to 5 alternatives of each token, as the worker tells them."),
-    "echo": _honoured(
-        "The prompt before the answer; with `logprobs` those of the prompt too, if the worker tells any."
-    ),
-    "no_stop_trim": _honoured("What stopped the answer is its end, end-of-text tokens too; a field of Dynamo."),
-    "suffix": _refused("Write the prompt with the model's own tokens for filling in the middle.", ""),
-    "prompt_embeds": _refused("Send text or token ids."),
+    "prompt": honoured("A string, strings, token ids, or arrays of token ids; one answer or more to each."),
+    "logprobs": honoured("0 to 5 alternatives of each token, as the worker tells them."),
+    "echo": honoured("The prompt before the answer; with `logprobs` those of the prompt too, if the worker tells any."),
+    "no_stop_trim": honoured("What stopped the answer is its end, end-of-text tokens too; a field of Dynamo."),
+    "suffix": refused("Write the prompt with the model's own tokens for filling in the middle.", ""),
+    "prompt_embeds": refused("Send text or token ids."),
 }
 
 _NVEXT: dict[str, Row] = {
-    "greed_sampling": _honoured("The likeliest token at each step; `temperature`, `top_p`, `top_k`, `min_p` are void."),
-    "use_raw_prompt": _honoured("Of a chat: the content of its only user message is the prompt, without a template."),
-    "annotations": _honoured(
+    "greed_sampling": honoured("The likeliest token at each step; `temperature`, `top_p`, `top_k`, `min_p` are void."),
+    "use_raw_prompt": honoured("Of a chat: the content of its only user message is the prompt, without a template."),
+    "annotations": honoured(
         "`request_id`, `token_ids` and `formatted_prompt` come as events before the first chunk; `query_instance_id` "
         "asks where the request would go and generates nothing. Workers are told of all."
     ),
-    "backend_instance_id": _honoured("The worker to ask."),
-    "prefill_worker_id": _forwarded("The worker for the prompt, where prefill is apart."),
-    "decode_worker_id": _honoured("The worker to ask; wins over `backend_instance_id`."),
-    "dp_rank": _honoured("The rank of that worker."),
-    "prefill_dp_rank": _forwarded("The rank of the worker for the prompt."),
-    "token_data": _honoured("The prompt as token ids; template and tokenizer are not asked."),
-    "max_thinking_tokens": _forwarded("Tokens of reasoning at most."),
-    "cache_salt": _forwarded("Wins over the field of that name outside of `nvext`; `x-tenant-id` wins over both."),
-    "extra_fields": _honoured(
+    "backend_instance_id": honoured("The worker to ask."),
+    "prefill_worker_id": forwarded("The worker for the prompt, where prefill is apart."),
+    "decode_worker_id": honoured("The worker to ask; wins over `backend_instance_id`."),
+    "dp_rank": honoured("The rank of that worker."),
+    "prefill_dp_rank": forwarded("The rank of the worker for the prompt."),
+    "token_data": honoured("The prompt as token ids; template and tokenizer are not asked."),
+    "max_thinking_tokens": forwarded("Tokens of reasoning at most."),
+    "cache_salt": forwarded("Wins over the field of that name outside of `nvext`; `x-tenant-id` wins over both."),
+    "extra_fields": honoured(
         "What the answer's `nvext` tells: `worker_id`, `timing`, `stop_reason`, `completion_token_ids`, `engine_data`, "
         "`routed_experts`, `prompt_logprobs`; and of ours `route_receipt`, `token_ids`, `formatted_prompt` and "
         "`request_id`."
     ),
-    "agent_hints": _honoured(
+    "agent_hints": honoured(
         "`priority`, `strict_priority` and `osl`, the expected output length, for the router's queue and its costs. "
         "`latency_sensitivity` is the older `priority`; `speculative_prefill` has no effect."
     ),
-    "metadata_upload": _forwarded("Where the worker is to put bulky metadata."),
-    "request_timestamp_ms": _forwarded("When the request of a replayed trace arrived."),
-    "routing_constraints": _honoured("Taints that a worker must have, and taints that speak for or against one."),
-    "allowed_worker_ids": _honoured("One of these workers."),
-    "router_config_override": _honoured("The router's weights for this request."),
-    "router": _forwarded("Latency targets."),
+    "metadata_upload": forwarded("Where the worker is to put bulky metadata."),
+    "request_timestamp_ms": forwarded("When the request of a replayed trace arrived."),
+    "routing_constraints": honoured("Taints that a worker must have, and taints that speak for or against one."),
+    "allowed_worker_ids": honoured("One of these workers."),
+    "router_config_override": honoured("The router's weights for this request."),
+    "router": forwarded("Latency targets."),
 }
 
 CHAT = Api("Chat completions: `POST /v1/chat/completions`", ChatCompletionRequest, _IN_BOTH | _CHAT)

@@ -50,7 +50,7 @@ def check_completion(request: CompletionRequest) -> None:
         )
 
 
-def refuse(request: GenerateRequest, names: list[str], api: Api) -> None:
+def refuse(request: object, names: list[str], api: Api) -> None:
     """The answer would be one to another question, so silence is no option."""
     for name in names:
         row, value = api.rows[name], getattr(request, name)

@@ -1,0 +1,87 @@
+"""The names of a body's fields: given twice, unknown, refused. A struct does not keep them.
+
+Duplicate and unknown names leave no trace in a struct, so a body is decoded into an object that keeps both as well.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from dynamo.frontend.openai_compatibility import Api
+from dynamo.frontend.openai_diagnosis import unsupported
+from dynamo.frontend.openai_requests import NvExt
+from dynamo.frontend.openai_rules import refuse
+from dynamo.shared.errors import InvalidRequest
+
+UnknownFields = Literal["reject", "warn", "ignore"]
+
+
+class RequestPolicy(Struct, frozen=True):
+    """What the operator lets requests do. Without `takes_nvext`, `nvext` is its `cache_salt` and no more."""
+
+    unknown_fields: UnknownFields = "warn"
+    trusts_chat_templates: bool = False
+    takes_nvext: bool = True
+
+
+DEFAULT_POLICY = RequestPolicy()
+
+
+class Body(Protocol):
+    """A decoded request."""
+
+    nvext: NvExt | None
+    __dict__: dict[str, Any]
+
+
+class FieldName(str):
+    """A name equal only to itself, so that a dict keeps both entries of a duplicate."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+OBJECT = msgspec.json.Decoder(dict[FieldName, Any], dec_hook=operator.call)
+NAMES = msgspec.json.Decoder(dict[FieldName, msgspec.Raw], dec_hook=operator.call)
+
+
+class BodyFields:
+    """Names of one API's fields, and what is to be done about those of a body."""
+
+    def __init__(self, api: Api) -> None:
+        self._known = frozenset(api.rows)
+        self._refused = frozenset(api.refused)
+        self._api = api
+
+    def check(self, request: Body, names: Mapping[FieldName, object], policy: RequestPolicy) -> None:
+        distinct = set(map(str.__str__, names))
+        if len(distinct) != len(names):
+            raise _duplicate(names)
+        if not distinct <= self._known:
+            self._note_unknown(request, sorted(distinct - self._known), policy.unknown_fields)
+        if not distinct.isdisjoint(self._refused):
+            refuse(request, sorted(distinct & self._refused), self._api)
+        if request.nvext is not None and not policy.takes_nvext:
+            salt = request.nvext.cache_salt
+            request.nvext = None if salt is None else NvExt(cache_salt=salt)
+
+    def _note_unknown(self, request: Body, unknown: list[str], policy: UnknownFields) -> None:
+        if policy == "reject":
+            raise unsupported(unknown[0], sorted(self._known))
+        if policy == "warn":
+            request.__dict__["unknown_fields"] = tuple(unknown)
+
+
+def _duplicate(names: Mapping[FieldName, object]) -> InvalidRequest:
+    seen: set[str] = set()
+    for name in map(str.__str__, names):
+        if name in seen:
+            return InvalidRequest(f"{name} is given twice.", name, "duplicate_field")
+        seen.add(name)
+    raise AssertionError("no name is given twice")
