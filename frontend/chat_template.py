@@ -1,58 +1,46 @@
-"""Conversation to prompt text, as Hugging Face `transformers` renders it with Jinja, by minijinja.
+"""Conversation to prompt text, as `transformers.apply_chat_template` renders it, by minijinja.
 
-A template is compiled once and asked two questions by rendering a tiny conversation: what it takes as message content
-(text, a list of parts, or either), and whether it takes tool-call arguments as objects. Conversations are then handed
-over in the form it wants.
+`jinja_environment` computes what Jinja2 would; `conversation_form` brings messages into the form a template takes.
 """
 
 from __future__ import annotations
 
-import enum
-import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-import minijinja
-from minijinja import TemplateError
-
+from dynamo.frontend.conversation_form import ConversationForm, Message
+from dynamo.frontend.jinja_environment import ChatTemplateError, Clock, CompiledTemplate, with_python_floats
 from dynamo.shared.errors import InternalError, InvalidRequest
 
-Message = dict[str, Any]
+__all__ = ["ChatTemplate", "ChatTemplateError", "Message", "parse_special_tokens", "parse_templates"]
 
-# About a second of rendering: far beyond a full context window, far below a stuck process.
-FUEL = 20_000_000
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# The template asks for what this environment lacks: no message can change that.
-_OUR_FAULT = {"UnknownFilter", "UnknownFunction", "UnknownTest", "TemplateNotFound"}
-# `{% generation %}` marks assistant tokens for training; here it is a block without effect.
-_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-
-
-class ChatTemplateError(Exception):
-    """A template that cannot be compiled or found; the message says why."""
-
-
-class ContentForm(enum.Enum):
-    """What a template takes as the content of a message."""
-
-    TEXT = enum.auto()
-    PARTS = enum.auto()
-    EITHER = enum.auto()
+# Marks where the final message ends; the space at its end tells whether the template trims what it prints.
+_END = "\U000f0002end of the final message\U000f0002 "
 
 
 class ChatTemplate:
-    """The templates of one model by name: `tool_use` serves requests with tools where there is one, else `default`."""
+    """The templates of one model by name: `tool_use` serves requests with tools where there is one, else `default`.
 
-    def __init__(self, templates: Mapping[str, str], special_tokens: Mapping[str, Any] | None = None) -> None:
+    `special_tokens` are variables of every rendering; `now` is the clock behind `strftime_now`.
+    """
+
+    def __init__(
+        self, templates: Mapping[str, str], special_tokens: Mapping[str, Any] | None = None, now: Clock = datetime.now
+    ) -> None:
         self._constants = dict(special_tokens or {})
-        compiled = {name: _CompiledTemplate(source, self._constants) for name, source in templates.items()}
+        self._now = now
+        compiled = {name: _Template(source, self._constants, now) for name, source in templates.items()}
         default = compiled.get("default") or next(iter(compiled.values()), None)
         if default is None:
             raise ChatTemplateError("the list of chat templates is empty")
         self._default = default
         self._tool_use = compiled.get("tool_use", default)
+
+    def with_source(self, source: str) -> ChatTemplate:
+        """Another template for the same model. Raises ChatTemplateError if it does not compile."""
+        return ChatTemplate({"default": source}, self._constants, self._now)
 
     def render(
         self,
@@ -60,22 +48,28 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt. `kwargs` (`chat_template_kwargs`) come last and may replace anything.
 
-        Raises InvalidRequest with the template's own words when it refuses the messages.
+        With `continue_final_message` the prompt ends where the content of the last message ends. Raises InvalidRequest
+        with the template's own words when it refuses the messages.
         """
         template = self._tool_use if tools else self._default
+        messages = template.form.adapt(messages)
+        if continue_final_message:
+            messages = [*messages[:-1], _marked(messages[-1])]
         context = {
-            "messages": template.adapt(messages),
-            "tools": [_complete(tool) for tool in tools] if tools else None,
+            "messages": messages,
+            "tools": with_python_floats([_complete(tool) for tool in tools]) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             **self._constants,
         }
         if kwargs:
             context |= kwargs
-        return template.render(context)
+        text = template.render(context)
+        return _cut(text) if continue_final_message else text
 
 
 def parse_templates(value: object) -> dict[str, str]:
@@ -100,96 +94,21 @@ def _token_text(token: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
-# --------------------------------------------------------------------------- one template
+class _Template:
+    """One template and the form in which it takes a conversation."""
 
+    def __init__(self, source: str, constants: Mapping[str, Any], now: Clock) -> None:
+        compiled = CompiledTemplate(source, now)
 
-class _CompiledTemplate:
-    def __init__(self, source: str, constants: Mapping[str, Any]) -> None:
-        self._environment = _environment()
-        try:
-            self._environment.add_template("chat_template", _without_generation_blocks(source))
-        except TemplateError as error:
-            raise ChatTemplateError(f"the chat template does not compile: {_describe(error)}") from None
-        self._constants = constants
-        self._content_form = self._detect_content_form()
-        self._wants_objects = self._detect_argument_objects()
+        def render_probe(messages: list[Message]) -> str | None:
+            context = {"messages": messages, "tools": None, "add_generation_prompt": True, **constants}
+            try:
+                return compiled.render(context)
+            except (InvalidRequest, InternalError):
+                return None
 
-    def render(self, context: dict[str, Any]) -> str:
-        try:
-            return self._environment.render_template("chat_template", **context)
-        except TemplateError as error:
-            if error.kind in _OUR_FAULT:
-                raise InternalError(f"The chat template of this model cannot be rendered: {_describe(error)}") from None
-            message = f"The chat template of this model cannot render these messages: {_describe(error)}"
-            raise InvalidRequest(message, param="messages") from None
-        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # from a Python object
-            message = f"The chat template of this model cannot render these messages: {error}"
-            raise InvalidRequest(message, param="messages") from None
-
-    def adapt(self, messages: list[Message]) -> list[Message]:
-        """The same conversation in the form this template takes; messages that already fit are passed as they are."""
-        return [self._adapt(message) for message in messages]
-
-    def _adapt(self, message: Message) -> Message:
-        content = message.get("content")
-        if isinstance(content, list):
-            if self._content_form is ContentForm.TEXT and _is_text_only(content):
-                message = message | {"content": "\n".join(part["text"] for part in content)}
-        elif self._content_form is ContentForm.PARTS and isinstance(content, str):
-            message = message | {"content": [{"type": "text", "text": content}]}
-        if self._wants_objects and message.get("tool_calls"):
-            message = message | {"tool_calls": [_with_argument_object(call) for call in message["tool_calls"]]}
-        return message
-
-    def _detect_content_form(self) -> ContentForm:
-        """A template that handles parts writes a single text part as it writes the text itself."""
-        text, parts = (
-            self._try([{"role": "user", "content": content}]) for content in ("x7", [{"type": "text", "text": "x7"}])
-        )
-        if parts is None or "x7" not in parts:
-            return ContentForm.TEXT
-        if text is None or "x7" not in text:
-            return ContentForm.PARTS
-        return ContentForm.EITHER if parts == text else ContentForm.TEXT
-
-    def _detect_argument_objects(self) -> bool:
-        """False for the few templates that take JSON text: they fail on an object, or print it as Python would."""
-        as_object, as_text = (self._try(_tool_conversation(form)) for form in ({"x7": 1}, '{"x7": 1}'))
-        takes_text = as_text is not None and '{"x7": 1}' in as_text
-        takes_object = as_object is not None and "'x7'" not in as_object
-        return takes_object or not takes_text
-
-    def _try(self, messages: list[Message]) -> str | None:
-        context = {"messages": messages, "tools": None, "add_generation_prompt": True, **self._constants}
-        try:
-            return self.render(context)
-        except (InvalidRequest, InternalError):
-            return None
-
-
-def _tool_conversation(arguments: object) -> list[Message]:
-    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    return [
-        {"role": "user", "content": "x7"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
-
-
-def _is_text_only(content: list[Any]) -> bool:
-    return all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
-
-
-def _with_argument_object(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    if not isinstance(arguments, dict):
-        return call
-    return call | {"function": function | {"arguments": arguments}}
+        self.render = compiled.render
+        self.form = ConversationForm(render_probe)
 
 
 def _complete(tool: dict[str, Any]) -> dict[str, Any]:
@@ -205,46 +124,26 @@ def _complete(tool: dict[str, Any]) -> dict[str, Any]:
     return tool | {"function": function | {"parameters": {"type": "object", "properties": {}, **parameters}}}
 
 
-# --------------------------------------------------------------------------- environment
+# --------------------------------------------------------------------------- continuing the final message
 
 
-def _environment() -> minijinja.Environment:
-    return minijinja.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        fuel=FUEL,
-        filters={"tojson": _tojson},
-        globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
-    )
+def _marked(message: Message) -> Message:
+    content = message.get("content")
+    if isinstance(content, str):
+        return message | {"content": content + _END}
+    if isinstance(content, list):
+        for index in reversed(range(len(content))):
+            if isinstance(content[index].get("text"), str):
+                part = content[index] | {"text": content[index]["text"] + _END}
+                return message | {"content": [*content[:index], part, *content[index + 1 :]]}
+    raise InvalidRequest("continue_final_message is set, but the last message has no text to continue.", "messages")
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise InvalidRequest(str(message), param="messages")
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As in `transformers`: no HTML escapes, `json.dumps` defaults for the rest."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _without_generation_blocks(source: str) -> str:
-    def replace(match: re.Match[str]) -> str:
-        left, end, right = match.groups()
-        return f"{{%{left} {'endif' if end else 'if true'} {right}%}}"
-
-    return _GENERATION.sub(replace, source)
-
-
-def _describe(error: TemplateError) -> str:
-    detail = "rendering takes too long" if error.kind == "OutOfFuel" else error.detail or error.kind
-    return f"{detail} (line {error.line})" if error.line else detail
+def _cut(text: str) -> str:
+    end = text.rfind(_END.rstrip())
+    if end < 0:
+        raise InvalidRequest(
+            "continue_final_message is set, but the chat template of this model does not print the last message.",
+            "messages",
+        )
+    return text[:end] if text.startswith(_END, end) else text[:end].rstrip()
