@@ -162,6 +162,7 @@ def render_chat(model: Model, request: ChatCompletionRequest) -> str:
         None if hides_tools else request.tools,
         add_generation_prompt=request.add_generation_prompt is not False,
         kwargs=request.template_args,
+        continue_final_message=bool(request.continue_final_message),
     )
 
 
