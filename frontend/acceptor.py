@@ -16,7 +16,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import setproctitle
@@ -26,6 +26,7 @@ from msgspec import Struct
 from dynamo.frontend.admin import Admin, AdminAccess
 from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
+from dynamo.frontend.body_fields import RequestPolicy, UnknownFields
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.inference import Inference
 from dynamo.frontend.loop_delay import LoopDelay
@@ -96,7 +97,9 @@ class Acceptor:
         self._responses = _response_server(config, own.index)
         self._engine = EngineClient(self._responses, _engine_limits(config))
         pipeline = Pipeline(self._models, self._router, self._engine, _pipeline_options(config))
-        routing_headers = RoutingHeaderReader(config.metadata_header_prefix)
+        routing_headers = RoutingHeaderReader(
+            config.metadata_header_prefix, takes_hints=not config.disable_frontend_nvext
+        )
         self._inference = Inference(
             pipeline,
             routing_headers,
@@ -117,6 +120,7 @@ class Acceptor:
             self._save_metrics,
             metrics_directory,
             config.overload_status_code,
+            _request_policy(config),
         )
         self._server = _http_server(config, app, socket.socket(fileno=own.listen_fd))
 
@@ -181,6 +185,15 @@ def _response_server(config: FrontendConfig, index: int) -> ResponseServer:
 def _pipeline_options(config: FrontendConfig) -> PipelineOptions:
     return PipelineOptions(
         config.kv_cache_block_size, MigrationRules(config.migration_limit, config.migration_max_seq_len)
+    )
+
+
+def _request_policy(config: FrontendConfig) -> RequestPolicy:
+    return RequestPolicy(
+        unknown_fields=cast(UnknownFields, config.unknown_fields),
+        trusts_chat_templates=config.trust_request_chat_template,
+        takes_nvext=not config.disable_frontend_nvext,
+        forces_usage=config.force_include_usage,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dynamo.frontend.admin import Admin
+from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
@@ -51,6 +52,7 @@ class App:
         save_metrics: Callable[[], None],
         metrics_directory: Path,
         overload_status_code: int,
+        policy: RequestPolicy = DEFAULT_POLICY,
     ) -> None:
         self._inference = inference
         self._models = models
@@ -58,7 +60,7 @@ class App:
         self._save_metrics = save_metrics
         self._metrics_directory = metrics_directory
         self._overload_status_code = overload_status_code
-        chat, completions = ChatMouth(), CompletionMouth()
+        chat, completions = ChatMouth(policy), CompletionMouth(policy)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": partial(inference.serve, chat)},
             "/v1/completions": {"POST": partial(inference.serve, completions)},

@@ -22,11 +22,13 @@ UnknownFields = Literal["reject", "warn", "ignore"]
 
 
 class RequestPolicy(Struct, frozen=True):
-    """What the operator lets requests do. Without `takes_nvext`, `nvext` is its `cache_salt` and no more."""
+    """What the operator makes of requests. Without `takes_nvext`, `nvext` is its `cache_salt` and no more;
+    `forces_usage` has every stream end with its usage."""
 
     unknown_fields: UnknownFields = "warn"
     trusts_chat_templates: bool = False
     takes_nvext: bool = True
+    forces_usage: bool = False
 
 
 DEFAULT_POLICY = RequestPolicy()

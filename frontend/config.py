@@ -21,6 +21,10 @@ OWN_OPTIONS = {"kv_cache_block_size", "inhibited_duration_s"}  # that acceptors 
 _ADDRESS = re.compile(r"tcp://(\S+):(\d{1,5})|ipc://\S+")
 
 
+def _unknown_fields(text: str) -> str:
+    return {"true": "ignore", "1": "ignore", "false": "reject", "0": "reject"}.get(text.lower(), text)
+
+
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version  # slow to import, and rarely asked for
@@ -105,6 +109,27 @@ class ServingOptions(Config):
         env="DYN_ADMIN_API_KEY",
         is_secret=True,
         help="Key that these routes ask for, as in `Authorization: Bearer KEY`; unset asks for none.",
+    )
+    unknown_fields: str = option(
+        "warn",
+        env=("DYN_UNKNOWN_FIELDS", "DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS"),
+        choices=("reject", "warn", "ignore"),
+        parse=_unknown_fields,
+        help="Fields of a request that are no fields of its API: a 400 (Dynamo's default), a line in the log, or "
+        "nothing. Dynamo's own variable may be true, for ignore, or false, for reject.",
+    )
+    trust_request_chat_template: bool = option(
+        False,
+        env="DYN_TRUST_REQUEST_CHAT_TEMPLATE",
+        help="Let a request bring its own chat_template, which is a program; off: such requests get a 400.",
+    )
+    disable_frontend_nvext: bool = option(
+        False,
+        env="DYN_DISABLE_FRONTEND_NVEXT",
+        help="Take no more than cache_salt from a request's nvext, and no worker or priority from its headers.",
+    )
+    force_include_usage: bool = option(
+        False, env="DYN_ENABLE_FORCE_INCLUDE_USAGE", help="End every stream with its usage, asked for or not."
     )
     metrics_prefix: str = option("dynamo_frontend", env="DYN_METRICS_PREFIX", help="First part of every metric's name.")
 

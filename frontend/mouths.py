@@ -10,6 +10,7 @@ from functools import partial
 from typing import ClassVar, Protocol, TypeVar
 
 from dynamo.frontend.answer_extras import AnswerExtras
+from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
 from dynamo.frontend.openai_answers import (
@@ -69,11 +70,12 @@ class Mouth(Protocol[R]):
 class ChatMouth:
     endpoint: ClassVar[str] = "chat_completions"
 
-    def __init__(self, reasoning_field: str = REASONING_FIELD) -> None:
+    def __init__(self, policy: RequestPolicy = DEFAULT_POLICY, reasoning_field: str = REASONING_FIELD) -> None:
+        self._policy = policy
         self._reasoning_field = reasoning_field
 
     def decode(self, body: bytes) -> ChatCompletionRequest:
-        return decode_chat(body)
+        return decode_chat(body, self._policy)
 
     async def prepare(
         self, pipeline: Pipeline, request: ChatCompletionRequest, record: RequestRecord, headers: RoutingHeaders
@@ -101,8 +103,11 @@ class ChatMouth:
 class CompletionMouth:
     endpoint: ClassVar[str] = "completions"
 
+    def __init__(self, policy: RequestPolicy = DEFAULT_POLICY) -> None:
+        self._policy = policy
+
     def decode(self, body: bytes) -> CompletionRequest:
-        return decode_completion(body)
+        return decode_completion(body, self._policy)
 
     async def prepare(
         self, pipeline: Pipeline, request: CompletionRequest, record: RequestRecord, headers: RoutingHeaders

@@ -34,6 +34,7 @@ from dynamo.frontend.openai_requests import (
     CompletionBody,
     CompletionRequest,
     GenerateRequest,
+    StreamOptions,
     TokenId,
 )
 from dynamo.frontend.openai_rules import check_chat, check_completion
@@ -70,6 +71,8 @@ def decode_chat(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> ChatComp
         raise _explain_chat(error, body) from None
     _CHAT_FIELDS.check(request, names, policy)
     check_chat(request, trusts_templates=policy.trusts_chat_templates)
+    if policy.forces_usage:
+        _force_usage(request)
     return request
 
 
@@ -98,7 +101,15 @@ def decode_completion(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> Co
         raise _explain_completion(error, body) from None
     _COMPLETION_FIELDS.check(request, names, policy)
     check_completion(request)
+    if policy.forces_usage:
+        _force_usage(request)
     return request
+
+
+def _force_usage(request: GenerateRequest) -> None:
+    if request.stream:
+        options = StreamOptions(include_usage=True, continuous_usage_stats=request.continuous_usage_stats)
+        request.stream_options = options
 
 
 def _decode_prompt_of_any_shape(body: bytes) -> CompletionRequest:

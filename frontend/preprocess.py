@@ -10,12 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from dynamo.frontend.message_reader import PROMPT_END, ReaderFactory, reader_of_message
 from dynamo.frontend.model import Model
-from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, reject_media
+from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, GenerateRequest, reject_media
+from dynamo.frontend.openai_requests import JsonObject
 from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
 from dynamo.frontend.postprocess import StopRules
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
@@ -48,6 +49,8 @@ class Prepared(Struct):
     wishes: RoutingWishes
     extra_args: dict[str, Any] | None
     num_choices: int
+    media_io_kwargs: JsonObject | UnsetType = UNSET
+    mm_processor_kwargs: JsonObject | UnsetType = UNSET
     reader_of_message: ReaderFactory | None = None  # None where the answer is nothing but text
     block_hashes: bytes = b""  # empty unless the router wants them
 
@@ -117,6 +120,8 @@ class Prepared(Struct):
             image_cache_scope=UNSET if wishes.agent_context is None else wishes.agent_context.session_id,
             router=UNSET if wishes.latency_targets is None else wishes.latency_targets,
             request_timestamp_ms=UNSET if wishes.timestamp_ms is None else wishes.timestamp_ms,
+            media_io_kwargs=self.media_io_kwargs,
+            mm_processor_kwargs=self.mm_processor_kwargs,
         )
 
 
@@ -129,15 +134,19 @@ async def prepare_chat(
         token_ids = _packed(nvext.token_data, model, "nvext.token_data")
     else:
         text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
-        token_ids = await _encode(model, text, add_special_tokens=False)
+        token_ids = await _encode(model, text, bool(request.add_special_tokens))
     prepared = _prepared(model, request, token_ids, headers)
+    if request.media_io_kwargs is not None:
+        prepared.media_io_kwargs = request.media_io_kwargs
+    if request.mm_processor_kwargs is not None:
+        prepared.mm_processor_kwargs = request.mm_processor_kwargs
     prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:])
     return prepared
 
 
 async def count_chat_tokens(model: Model, request: ChatCompletionRequest) -> int:
     """Raises InvalidRequest where the template refuses the messages."""
-    return len(await _encode(model, render_chat(model, request), add_special_tokens=False)) >> 2
+    return len(await _encode(model, render_chat(model, request), False)) >> 2
 
 
 async def prepare_completion(
@@ -146,7 +155,7 @@ async def prepare_completion(
     if request.nvext is not None and request.nvext.token_data:
         return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"), headers)
     if isinstance(prompt, str):
-        return _prepared(model, request, await _encode(model, prompt, add_special_tokens=True), headers)
+        return _prepared(model, request, await _encode(model, prompt, request.add_special_tokens is not False), headers)
     return _prepared(model, request, _packed(prompt, model, "prompt"), headers)
 
 
@@ -185,7 +194,7 @@ def unpack_token_ids(token_ids: bytes) -> list[int]:
     return memoryview(token_ids).cast("I").tolist()
 
 
-async def _encode(model: Model, text: str, *, add_special_tokens: bool) -> bytes:
+async def _encode(model: Model, text: str, add_special_tokens: bool) -> bytes:
     tokenizer = model.tokenizer
     if tokenizer.is_slow and len(text) > LONG_TEXT:
         return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
@@ -211,6 +220,8 @@ def _packed(ids: list[int], model: Model, param: str) -> bytes:
 def _prepared(
     model: Model, request: ChatCompletionRequest | CompletionRequest, token_ids: bytes, headers: RoutingHeaders
 ) -> Prepared:
+    if request.truncate_prompt_tokens is not None:
+        token_ids = _truncated(model, request, token_ids)
     _check_length(model, request, len(token_ids) >> 2)
     nvext = request.nvext
     wishes = routing_wishes(request, headers, model.lora_name)
@@ -223,9 +234,33 @@ def _prepared(
         rules=_stop_rules(model, request),
         annotations=[] if nvext is None else nvext.annotations or [],
         wishes=wishes,
-        extra_args=extra_args(request, wishes.cache_salt),
+        extra_args=extra_args(request, wishes.cache_salt, _bad_words(model, request.bad_words)),
         num_choices=request.n or 1,
     )
+
+
+def _truncated(model: Model, request: GenerateRequest, token_ids: bytes) -> bytes:
+    """The end of a prompt. -1 keeps what leaves room for the answer, or for one token where nobody says how long that
+    may be."""
+    num = request.truncate_prompt_tokens
+    if num == -1:
+        num = max(1, model.max_context_length - (request.max_output_tokens or 1))
+        if not model.max_context_length:
+            return token_ids
+    assert num is not None
+    return token_ids[-4 * num :]
+
+
+def _bad_words(model: Model, words: list[str] | None) -> list[list[int]]:
+    """A word has other tokens within a text than at its start; where the number differs, the first ones never follow
+    other text."""
+    found: list[list[int]] = []
+    for word in words or ():
+        plain, spaced = (unpack_token_ids(model.tokenizer.encode(text, False)) for text in (word, f" {word.lstrip()}"))
+        found.append(plain)
+        if spaced != plain:
+            found.append(spaced)
+    return found
 
 
 def _check_length(model: Model, request: ChatCompletionRequest | CompletionRequest, num_tokens: int) -> None:
@@ -250,7 +285,10 @@ def _stop_rules(model: Model, request: ChatCompletionRequest | CompletionRequest
     if request.ignore_eos:
         return StopRules(max_tokens=max_tokens, min_tokens=min_tokens)
     own, eos = frozenset(request.all_stop_token_ids), _id_set(model.eos_token_ids)
-    is_visible = bool(request.include_stop_str_in_output)
+    if not isinstance(request, ChatCompletionRequest) and request.no_stop_trim:
+        own, eos, is_visible = own | eos, _NO_IDS, True
+    else:
+        is_visible = bool(request.include_stop_str_in_output)
     return StopRules(
         hidden_ids=eos if is_visible or not own else eos | own,
         visible_ids=own if is_visible else _NO_IDS,

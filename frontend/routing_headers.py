@@ -39,6 +39,8 @@ NATIVE_SESSION = (
     "x-session-id",
 )
 
+# What a body says in `nvext`.
+_HINTS = frozenset((*WORKER, *DP_RANK, *PREFILL_WORKER, *PREFILL_DP_RANK, *PRIORITY, *STRICT_PRIORITY))
 _OTHER_PREFIXES = ("x-worker-", "x-dp-", "x-data-parallel-", "x-prefill-", TENANT, *NATIVE_SESSION)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -68,10 +70,11 @@ class HasHeaders(Protocol):
 
 
 class RoutingHeaderReader:
-    """`metadata_prefix` is in lower case."""
+    """`metadata_prefix` is in lower case. Without `takes_hints` a request can name no worker and has no priority."""
 
-    def __init__(self, metadata_prefix: str = METADATA_PREFIX) -> None:
+    def __init__(self, metadata_prefix: str = METADATA_PREFIX, *, takes_hints: bool = True) -> None:
         self._metadata_prefix = metadata_prefix
+        self._takes_hints = takes_hints
         self._prefixes = tuple(p.encode() for p in {"x-dynamo-", metadata_prefix, *_OTHER_PREFIXES})
 
     def read(self, request: HasHeaders) -> RoutingHeaders:
@@ -80,6 +83,8 @@ class RoutingHeaderReader:
         return self._read(given) if given else NO_ROUTING_HEADERS
 
     def _read(self, given: dict[str, str]) -> RoutingHeaders:
+        if not self._takes_hints:
+            given = {name: value for name, value in given.items() if name not in _HINTS}
         worker_id, worker_from = _first_integer(given, WORKER, 0, U64_MAX)
         dp_rank, dp_rank_from = _first_integer(given, DP_RANK, 0, U32_MAX)
         prefix = self._metadata_prefix
