@@ -17,30 +17,32 @@ import msgspec
 
 STRING = frozenset({"string"})
 STRING_OR_NULL = frozenset({"string", "null"})
+CONTAINER_OR_STRING = frozenset({"object", "array", "string"})
 ANY = frozenset({"any"})
 
 _MAX_DEPTH = 8  # of schemas within schemas
 _MAX_LITERAL = 100_000  # characters; Python's own reader of literals is slow
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_LITERAL = re.compile(r"[{\[]|(?:True|False|None)$")
 _TYPE_NAMES: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 class ObjectWriter:
     """The text of one JSON object, key by key."""
 
-    __slots__ = ("_is_empty",)
+    __slots__ = ("is_empty",)
 
     def __init__(self) -> None:
-        self._is_empty = True
+        self.is_empty = True
 
     def key(self, key: str) -> str:
-        opening = "{" if self._is_empty else ", "
-        self._is_empty = False
+        opening = "{" if self.is_empty else ", "
+        self.is_empty = False
         return f"{opening}{encode_basestring(key)}: "
 
     def end(self) -> str:
-        return "{}" if self._is_empty else "}"
+        return "{}" if self.is_empty else "}"
 
 
 class Argument(Protocol):
@@ -166,17 +168,30 @@ def _read_number(text: str) -> str | None:
     return text if _NUMBER.fullmatch(text) else None
 
 
+def _read_object(text: str) -> str | None:
+    return _read_any(text) if text.startswith("{") else None
+
+
+def _read_array(text: str) -> str | None:
+    return _read_any(text) if text.startswith("[") else None
+
+
 def _read_any(text: str) -> str | None:
-    """JSON, or what Python would take for a value: models mix the two up."""
+    return text if is_json(text) else _read_literal(text)
+
+
+def is_json(text: str) -> bool:
     try:
         msgspec.json.decode(text)
     except (ValueError, RecursionError):
-        return _read_literal(text)
-    return text
+        return False
+    return True
 
 
 def _read_literal(text: str) -> str | None:
-    if len(text) > _MAX_LITERAL:
+    """JSON of what Python would take for a value: models mix the two up. No escapes, since Python warns of unknown
+    ones."""
+    if not _LITERAL.match(text) or len(text) > _MAX_LITERAL or "\\" in text:
         return None
     try:
         return json.dumps(ast.literal_eval(text), ensure_ascii=False, allow_nan=False)
@@ -188,7 +203,7 @@ _READERS: dict[str, Callable[[str], str | None]] = {
     "boolean": _read_boolean,
     "integer": _read_integer,
     "number": _read_number,
-    "object": _read_any,
-    "array": _read_any,
+    "object": _read_object,
+    "array": _read_array,
 }
 _KNOWN_TYPES = frozenset(_READERS) | STRING_OR_NULL

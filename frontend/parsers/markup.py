@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
-from dynamo.frontend.parsers.argument import Argument, ObjectWriter, TextArgument
+from dynamo.frontend.parsers.argument import Argument, ObjectWriter, TextArgument, is_json
 from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.marker import Markers
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part
 
-MAX_TAG = 1024
+MAX_TAG = 512
 """Characters of a tag; what is longer is none."""
 
 ReadName: TypeAlias = Callable[[str], str]
@@ -20,37 +21,50 @@ ReadParameter: TypeAlias = Callable[[str, str, Functions], tuple[str, Argument]]
 """A parameter's name and what reads its value, from the text of its opening tag and the function's name."""
 
 
+_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+
+
+def attributes(tag: str) -> dict[str, str]:
+    """Of an opening tag, in either kind of quotes or in none."""
+    return {found[1]: found[2] or found[3] or found[4] or "" for found in _ATTRIBUTE.finditer(tag)}
+
+
 class Markup:
-    """The tags of one format, made once. An opening tag is a beginning and all up to the next `>`."""
+    """The tags of one format, made once. An opening tag is its beginning, what stands in it, and its end."""
 
     def __init__(
         self,
         *,
-        blocks: tuple[str, ...],
+        blocks: tuple[str, ...] = (),
         block_end: str,
         call: str,
+        call_tag_end: str = ">",
         call_end: str,
         parameter: str,
+        parameter_tag_end: str = ">",
         parameter_end: str,
         read_name: ReadName,
         read_parameter: ReadParameter,
+        knows_json: bool = False,
     ) -> None:
-        """`blocks` are the ways in which a block of calls may begin."""
+        """`blocks` are the ways in which a block of calls may begin. `call_tag_end` is a regular expression. With
+        `knows_json`, a call may have one JSON object instead of parameters."""
         self.blocks = blocks
-        self.block_end = block_end
         self.call = call
-        self.call_end = call_end
+        self.call_tag_end = re.compile(call_tag_end).search
         self.parameter = parameter
+        self.parameter_tag_end = parameter_tag_end
         self.parameter_end = parameter_end
         self.read_name = read_name
         self.read_parameter = read_parameter
-        ends = (block_end, call_end, parameter_end)
-        self.in_content = Markers([*blocks, call])
-        self.in_later_content = Markers([*blocks, call, *ends])
-        self.in_call = Markers([parameter, call, *ends])
-        self.in_value = Markers([parameter_end, call_end])
+        self.knows_json = knows_json
+        ends = tuple(dict.fromkeys((block_end, call_end, parameter_end)))
         self.before_call = (*blocks, call)
         self.after_call = (*blocks, call, *ends)
+        self.in_content = Markers(self.before_call)
+        self.in_later_content = Markers(self.after_call)
+        self.in_call = Markers([parameter, call, *ends])
+        self.in_value = Markers([parameter_end, call_end])
 
 
 class MarkupParser:
@@ -59,14 +73,16 @@ class MarkupParser:
     - A call needs no block around it. A block's beginning that no call follows is content, and so is a call without a
       name.
     - What stands in a call beside its parameters is left out, and so are tags that end nothing after the first call,
-      and white space between calls.
+      and white space that stands alone before, between or after calls.
     - A value ends with its own tag or with that of its call. A call that is cut off ends there: a value is taken for
       whole, and nothing is left of a call whose name is not complete.
     """
 
     __slots__ = (
         "_argument",
+        "_beside",
         "_functions",
+        "_has_calls",
         "_held",
         "_markup",
         "_name",
@@ -81,13 +97,15 @@ class MarkupParser:
         self._markup = markup
         self._functions = functions
         self._outside = markup.in_content
+        self._has_calls = False
         self._held = ""
         self._raw = ""  # what becomes content if no call comes of it
         self._name = ""
+        self._beside: list[str] = []  # what stands in a call and is no parameter
         self._object = ObjectWriter()
         self._argument: Argument = TextArgument()
         self._parts: list[Part] = []
-        self._step: Callable[[MarkupParser], bool] = MarkupParser._read_content
+        self._step: Callable[[MarkupParser], bool] = MarkupParser._read_gap
 
     def push(self, text: str) -> list[Part]:
         if not self._held and self._step is MarkupParser._read_content and not self._outside.may_begin(text):
@@ -101,7 +119,9 @@ class MarkupParser:
     def flush(self) -> list[Part]:
         if self._step is MarkupParser._read_content:
             self._write_content(self._held)
-        elif self._step is MarkupParser._read_block:
+        elif self._step is MarkupParser._read_block or not (
+            self._has_calls or self._step is MarkupParser._read_call_tag
+        ):
             self._write_content(self._raw + self._held)
         elif self._step is MarkupParser._read_value:
             self._end_value()
@@ -136,17 +156,20 @@ class MarkupParser:
         return True
 
     def _read_call_tag(self) -> bool:
-        end = self._held.find(">", 0, MAX_TAG)
-        if end < 0 and len(self._held) < MAX_TAG:
+        end = self._markup.call_tag_end(self._held, 0, MAX_TAG)
+        if end is None and len(self._held) < MAX_TAG:
             return False
-        name = self._markup.read_name(self._held[:end]) if end >= 0 else ""
-        if not name:
+        name = self._markup.read_name(self._held[: end.start()]) if end is not None else ""
+        if end is None or not name:
             self._give_back()
             return True
-        self._take(end + 1)
+        self._take(end.end())
         self._raw = ""
         self._name = name
         self._object = ObjectWriter()
+        self._beside = []
+        self._outside = self._markup.in_later_content
+        self._has_calls = True
         self._parts.append(CallStart(name))
         self._step = MarkupParser._read_call
         return True
@@ -155,9 +178,9 @@ class MarkupParser:
         markers = self._markup.in_call
         found = markers.find(self._held)
         if found is None:
-            self._take(len(self._held) - markers.num_held(self._held))
+            self._beside.append(self._take(len(self._held) - markers.num_held(self._held)))
             return False
-        self._take(found.start())
+        self._beside.append(self._take(found.start()))
         if found[0] == self._markup.parameter:
             self._take(len(found[0]))
             self._step = MarkupParser._read_parameter_tag
@@ -168,12 +191,14 @@ class MarkupParser:
         return True
 
     def _read_parameter_tag(self) -> bool:
-        end = self._held.find(">", 0, MAX_TAG)
+        mark = self._markup.parameter_tag_end
+        end = self._held.find(mark, 0, MAX_TAG)
         if end < 0 and len(self._held) < MAX_TAG:
             return False
         key = ""
         if end >= 0:
-            key, self._argument = self._markup.read_parameter(self._take(end + 1)[:-1], self._name, self._functions)
+            key, self._argument = self._markup.read_parameter(self._take(end), self._name, self._functions)
+            self._take(len(mark))
         if key:
             self._write_arguments(self._object.key(key))
         self._step = MarkupParser._read_value if key else MarkupParser._read_call
@@ -189,13 +214,12 @@ class MarkupParser:
         self._end_value()
         return True
 
-    def _read_after_call(self) -> bool:
+    def _read_gap(self) -> bool:
         self._raw += self._take_space()
-        marker = self._marker_at_start(self._markup.after_call)
+        marker = self._marker_at_start(self._markup.after_call if self._has_calls else self._markup.before_call)
         if marker is None:
             return False
         if marker:
-            self._raw = ""
             self._enter(self._take(len(marker)))
         else:
             self._give_back()
@@ -210,17 +234,21 @@ class MarkupParser:
             self._step = MarkupParser._read_block
         else:
             self._raw = ""
-            self._step = MarkupParser._read_after_call
+            self._step = MarkupParser._read_gap
 
     def _end_value(self) -> None:
         self._write_arguments(self._argument.end())
         self._step = MarkupParser._read_call
 
     def _end_call(self) -> None:
-        self._write_arguments(self._object.end())
-        self._outside = self._markup.in_later_content
+        self._write_arguments(self._json_body() or self._object.end())
         self._raw = ""
-        self._step = MarkupParser._read_after_call
+        self._step = MarkupParser._read_gap
+
+    def _json_body(self) -> str:
+        """The JSON object that a call has instead of parameters."""
+        body = "".join(self._beside).strip() if self._markup.knows_json and self._object.is_empty else ""
+        return body if body.startswith("{") and is_json(body) else ""
 
     def _give_back(self) -> None:
         """What looked like the beginning of a call is content, and reading goes on after it."""
