@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_requests import NvExt
-from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.prepared import Prepared
 from dynamo.frontend.receipt import compact, route_receipt
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.shared.messages import Placed, RoutingHints

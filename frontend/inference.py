@@ -17,7 +17,8 @@ from dynamo.frontend.openai_answers import Choice
 from dynamo.frontend.parsers.message import merged
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.postprocess import Delta
-from dynamo.frontend.preprocess import Prepared, unpack_token_ids
+from dynamo.frontend.prepared import Prepared
+from dynamo.frontend.preprocess import unpack_token_ids
 from dynamo.frontend.renderer import Renderer
 from dynamo.frontend.routing_headers import RoutingHeaderReader
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock

@@ -9,20 +9,19 @@ its worker. The choices of n > 1 do: each is a call of its own here, so each has
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 
 from msgspec import Struct
 
+from dynamo.frontend.kept_output import NO_LIMIT, KeptOutput
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.placement import PlacementWish
-from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.prepared import Errand
 from dynamo.frontend.router_client import RouterClient
 from dynamo.shared.errors import CannotConnect, WorkerError
 from dynamo.shared.request_plane.client import WorkerAtCapacity
 
 MAX_DISPATCH_ATTEMPTS = 4  # workers that are offered a request before any begins it
-NO_LIMIT = 1 << 62
 
 
 class MigrationRules(Struct, frozen=True):
@@ -32,43 +31,11 @@ class MigrationRules(Struct, frozen=True):
     limit: int = 3
     max_seq_len: int | None = None
 
-    def room_for_output(self, prepared: Prepared) -> int | None:
+    def room_for_output(self, errand: Errand) -> int | None:
         """Tokens of output with which it may still move, below 0 for too long a prompt; None if it never moves."""
-        is_guided = prepared.sampling.guided_decoding is not None
-        if not self.limit or is_guided or prepared.wishes.instance_id is not None:
+        if not self.limit or errand.is_guided or errand.wishes.instance_id is not None:
             return None
-        return NO_LIMIT if self.max_seq_len is None else self.max_seq_len - prepared.num_tokens
-
-
-class KeptOutput:
-    """The ids of all tokens of one choice so far, four bytes each. `keep` adds some; it is None for a choice that does
-    not move, or does not any more: `has_outgrown` says that it has more than `room` tokens."""
-
-    __slots__ = ("_ids", "has_outgrown", "keep", "room")
-
-    def __init__(self, room: int | None) -> None:
-        self._ids = array("I")
-        self.room = NO_LIMIT if room is None else room
-        self.keep: Callable[[list[int]], None] | None = None if room is None else self._ids.fromlist
-        self.has_outgrown = False
-        if self.room < 0:
-            self.outgrow()
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def outgrow(self) -> None:
-        self.has_outgrown = self.keep is not None
-        self.drop()
-
-    def drop(self) -> None:
-        """What is missing cannot be repeated to another worker."""
-        self.keep = None
-        self._ids = array("I")
-
-    def packed(self) -> bytes:
-        """u32 LE."""
-        return self._ids.tobytes()
+        return NO_LIMIT if self.max_seq_len is None else self.max_seq_len - errand.num_tokens
 
 
 class Journey:
@@ -76,17 +43,17 @@ class Journey:
 
     def __init__(
         self,
-        prepared: Prepared,
+        errand: Errand,
         wish: PlacementWish,
         rules: MigrationRules,
         router: RouterClient,
         record: RequestRecord,
-        hash_blocks: Callable[[Prepared], None],
+        hash_blocks: Callable[[Errand], None],
     ) -> None:
-        self.asked = prepared
+        self.asked = errand
         self.wish = wish
-        self.output = KeptOutput(rules.room_for_output(prepared))
-        self._prepared = prepared
+        self.output = KeptOutput(rules.room_for_output(errand))
+        self._errand = errand
         self._rules = rules
         self._router = router
         self._record = record
@@ -104,7 +71,7 @@ class Journey:
             self._num_moves += 1
         self._record.note_migration("ongoing_request" if self.output else "new_request", error.code or "failed")
         if self.output:
-            self.asked = self._prepared.continued(self.output.packed())
+            self.asked = self._errand.continued(self.output.packed())
             self._hash_blocks(self.asked)
             self.wish.num_tokens, self.wish.block_hashes = self.asked.num_tokens, self.asked.block_hashes
         return True

@@ -24,7 +24,7 @@ from dynamo.frontend.openai_answers import (
 )
 from dynamo.frontend.openai_requests import NvExt
 from dynamo.frontend.pipeline import Pipeline
-from dynamo.frontend.preprocess import Prepared
+from dynamo.frontend.prepared import Prepared
 from dynamo.frontend.renderer import ChunkRenderer, Renderer, usage_of
 from dynamo.frontend.routing_headers import RoutingHeaders
 

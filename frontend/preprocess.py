@@ -13,22 +13,28 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
+from dynamo.frontend.kept_output import KeptOutput
 from dynamo.frontend.message_reader import PROMPT_END, ReaderFactory, reader_of_message
+from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, GenerateRequest, reject_media
 from dynamo.frontend.openai_requests import JsonObject
 from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
 from dynamo.frontend.postprocess import StopRules
+from dynamo.frontend.prepared import Sink
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.frontend.routing_wishes import RoutingWishes, routing_wishes
+from dynamo.frontend.token_answer import TokenAnswer
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.hashing import hash_seed, pack_tokens, packed_sequence_hashes
 from dynamo.shared.protocol import (
+    EngineOutput,
     OutputOptions,
     PreprocessedRequest,
     SamplingOptions,
     StopConditions,
 )
+from dynamo.shared.request_plane.stream import ENGINE_OUTPUTS, ItemDecoders
 
 LONG_TEXT = 16_384  # characters; above it a slow tokenizer leaves the event loop
 
@@ -36,7 +42,7 @@ Prompt = str | list[int]
 """One prompt of a completion request, or a chat already rendered."""
 
 
-class Prepared(Struct):
+class TokenPrompt(Struct):
     """One prompt, ready to be placed and sent. `token_ids` are packed u32 LE."""
 
     model: Model
@@ -54,7 +60,7 @@ class Prepared(Struct):
     reader_of_message: ReaderFactory | None = None  # None where the answer is nothing but text
     block_hashes: bytes = b""  # empty unless the router wants them
 
-    def choices(self) -> list[Prepared]:
+    def choices(self) -> list[TokenPrompt]:
         """One request per choice, each with a seed of its own if one was given."""
         if self.num_choices == 1:
             return [self]
@@ -65,6 +71,14 @@ class Prepared(Struct):
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids) >> 2
+
+    @property
+    def is_guided(self) -> bool:
+        return self.sampling.guided_decoding is not None
+
+    @property
+    def items(self) -> ItemDecoders[EngineOutput]:
+        return ENGINE_OUTPUTS
 
     @property
     def output_limit(self) -> int | None:
@@ -84,7 +98,7 @@ class Prepared(Struct):
         is_eagle = card.runtime_config.enable_eagle
         self.block_hashes = packed_sequence_hashes(self.token_ids, block_size, seed, is_eagle=is_eagle)
 
-    def continued(self, output: bytes) -> Prepared:
+    def continued(self, output: bytes) -> TokenPrompt:
         """What is left to ask for once `output`, packed too, was generated."""
         num_output, stop = len(output) >> 2, self.stop
         return replace(
@@ -97,6 +111,9 @@ class Prepared(Struct):
             ),
             block_hashes=b"",
         )
+
+    def answer(self, index: int, record: RequestRecord, sink: Sink, kept: KeptOutput) -> TokenAnswer:
+        return TokenAnswer(self, index, record, sink, kept)
 
     def wire_request(self, codec: str, dp_rank: int | None = None) -> PreprocessedRequest:
         """The body for a worker that speaks `codec`, and for the rank that it was placed on."""
@@ -127,7 +144,7 @@ class Prepared(Struct):
 
 async def prepare_chat(
     model: Model, request: ChatCompletionRequest, headers: RoutingHeaders = NO_ROUTING_HEADERS
-) -> Prepared:
+) -> TokenPrompt:
     """Raises InvalidRequest: the template refuses the messages, or the prompt does not fit the context."""
     nvext, text = request.nvext, ""
     if nvext is not None and nvext.token_data:
@@ -151,7 +168,7 @@ async def count_chat_tokens(model: Model, request: ChatCompletionRequest) -> int
 
 async def prepare_completion(
     model: Model, request: CompletionRequest, prompt: Prompt, headers: RoutingHeaders = NO_ROUTING_HEADERS
-) -> Prepared:
+) -> TokenPrompt:
     if request.nvext is not None and request.nvext.token_data:
         return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"), headers)
     if isinstance(prompt, str):
@@ -219,13 +236,13 @@ def _packed(ids: list[int], model: Model, param: str) -> bytes:
 
 def _prepared(
     model: Model, request: ChatCompletionRequest | CompletionRequest, token_ids: bytes, headers: RoutingHeaders
-) -> Prepared:
+) -> TokenPrompt:
     if request.truncate_prompt_tokens is not None:
         token_ids = _truncated(model, request, token_ids)
     _check_length(model, request, len(token_ids) >> 2)
     nvext = request.nvext
     wishes = routing_wishes(request, headers, model.lora_name)
-    return Prepared(
+    return TokenPrompt(
         model=model,
         token_ids=token_ids,
         stop=stop_conditions(request, model.eos_token_ids),

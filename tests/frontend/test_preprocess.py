@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.model import Model, ModelLoader
 from dynamo.frontend.openai import decode_completion
-from dynamo.frontend.preprocess import Prepared, pack_token_ids, prepare_completion, unpack_token_ids
+from dynamo.frontend.preprocess import TokenPrompt, pack_token_ids, prepare_completion, unpack_token_ids
 from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
 from tests.frontend.test_model import card
 
@@ -46,7 +46,7 @@ def model() -> Model:
     return ModelLoader(ArtifactStore()).load(card(context_length=4096), "sum")
 
 
-async def prepared(model: Model, **fields: Any) -> Prepared:
+async def prepared(model: Model, **fields: Any) -> TokenPrompt:
     body = msgspec.json.encode({"model": "demo", "prompt": PROMPT, **fields})
     return await prepare_completion(model, decode_completion(body), PROMPT)
 
