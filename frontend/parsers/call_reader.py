@@ -9,12 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from dynamo.frontend.parsers.call_arguments import NO_ARGUMENTS, ArgumentsReader, arguments_reader
 from dynamo.frontend.parsers.json_scanner import JsonScanner, unescaped
 from dynamo.frontend.parsers.marker import end_of
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part
+
+
+class Reader(Protocol):
+    """Reads one call until it `is_over`, well or not. Only if it then `has_started` was it a call; otherwise its text
+    is `unread`."""
+
+    has_started: bool
+    is_over: bool
+
+    @property
+    def unread(self) -> str: ...
+
+    def push(self, text: str, parts: list[Part]) -> str:
+        """Appends to `parts` what has become certain; returns the text after the call."""
+
 
 MAX_HELD = 1 << 20
 """Characters that may wait for the name of their call; an object with more is no call."""
@@ -22,11 +37,11 @@ MAX_HELD = 1 << 20
 _SPACE = re.compile(r"\s*+")
 _SPACE_AND_COMMAS = re.compile(r"[\s,]*+")
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_KEYS = ("name", "id", "type", "function", *_ARGUMENT_KEYS)
 
 
 class CallReader:
-    """Reads from the first brace of an object until it `is_over`, well or not. Only if it then `has_started` was it a
-    call; `unread` is its text otherwise."""
+    """Reads from the first brace of an object."""
 
     __slots__ = (
         "_accepts",
@@ -46,7 +61,8 @@ class CallReader:
     )
 
     def __init__(self, accepts: Callable[[str], bool] | None = None) -> None:
-        """With `accepts`, an object is a call only if it has arguments, and a name that is accepted."""
+        """With `accepts`, an object is a call only if all its keys are those of calls, among them arguments and a name
+        that is accepted; it is given up at the first that is not."""
         self._accepts = accepts
         self._arguments: ArgumentsReader | None = None
         self._depth = 0
@@ -66,16 +82,15 @@ class CallReader:
     def unread(self) -> str:
         return "".join(self._raw)
 
-    def push(self, text: str, at: int, parts: list[Part]) -> int:
-        """Appends to `parts` what has become certain; returns where reading stopped."""
-        begin = at
+    def push(self, text: str, parts: list[Part]) -> str:
+        at = 0
         while at < len(text) and not self.is_over:
             at = self._step(self, text, at, parts)
         if not self.has_started:
-            self._raw.append(text[begin:at])
-            self._num_held += at - begin
+            self._raw.append(text[:at])
+            self._num_held += at
             self.is_over = self.is_over or self._num_held > MAX_HELD
-        return at
+        return text[at:]
 
     # ------------------------------------------------------------------ steps: each reads one thing, maybe in pieces
 
@@ -103,6 +118,7 @@ class CallReader:
         if self._scanner.is_done:
             self._key = _string(self._value) or ""
             self._step = CallReader._colon
+            self.is_over = self._accepts is not None and self._key not in _KEYS
         return at
 
     def _colon(self, text: str, at: int, parts: list[Part]) -> int:

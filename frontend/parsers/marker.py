@@ -16,7 +16,7 @@ class Markers:
         all text lacks. Both are `re.Pattern.search`."""
         markers = list(markers)
         self.find = re.compile("|".join(map(re.escape, markers))).search
-        self.may_begin = re.compile("|".join(sorted({re.escape(marker[0]) for marker in markers}))).search
+        self.may_begin = re.compile(f"[{re.escape(''.join(sorted({marker[0] for marker in markers})))}]").search
         self._beginnings = frozenset(marker[:length] for marker in markers for length in range(1, len(marker)))
         self._longest = max(map(len, self._beginnings), default=0)
 

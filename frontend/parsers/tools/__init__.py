@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dynamo.frontend.parsers.context import ToolParserFactory
+from dynamo.frontend.parsers.tools.dsml import deepseek_v3_2, deepseek_v4, deepseek_v41
+from dynamo.frontend.parsers.tools.glm import glm
 from dynamo.frontend.parsers.tools.json_calls import JSON_PARSERS
+from dynamo.frontend.parsers.tools.minimax_m2 import minimax_m2
+from dynamo.frontend.parsers.tools.named_calls import NAMED_PARSERS
 from dynamo.frontend.parsers.tools.qwen3_coder import qwen3_coder
 
 TOOL_PARSERS: dict[str, ToolParserFactory] = {
     **JSON_PARSERS,
+    **NAMED_PARSERS,
+    "deepseek-v4": deepseek_v4,
+    "deepseek_v3_2": deepseek_v3_2,
+    "deepseek_v4": deepseek_v4,
+    "deepseek_v41": deepseek_v41,
+    "deepseekv4": deepseek_v4,
+    "glm45": glm,
+    "glm47": glm,
+    "minimax_m2": minimax_m2,
     "nemotron_nano": qwen3_coder,
     "qwen3_coder": qwen3_coder,
 }
