@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from msgspec import Struct
 
-from dynamo.frontend.forced_calls import calls_schema, check_tool_choice, forced_functions
-from dynamo.frontend.guided_types import JsonObject, ResponseFormat
+from dynamo.frontend.forced_calls import calls_schema, check_tool_choice, forced_functions, parameters_of
+from dynamo.frontend.guide_check import check_regex, check_value
+from dynamo.frontend.guided_types import JsonObject, ResponseFormat, StructuredOutputs
 from dynamo.frontend.openai_requests import ChatCompletionRequest, CompletionRequest
+from dynamo.frontend.strict_schema import check_strict_tools
+from dynamo.frontend.structural_tags import StructuralTags
 from dynamo.shared.errors import InvalidRequest
 
-GUIDES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
+GUIDED = (
+    ("guided_json", "json"),
+    ("guided_regex", "regex"),
+    ("guided_choice", "choice"),
+    ("guided_grammar", "grammar"),
+)
+STRUCTURED = ("json", "regex", "choice", "grammar", "structural_tag")
+NOT_TOLD = ("disable_fallback", "disable_any_whitespace", "disable_additional_properties")
+ANY_OBJECT: JsonObject = {"type": "object"}
 
 
-class Guide(msgspec.Struct, frozen=True):
+class Guide(Struct, frozen=True):
     """`kind` is its key in what a worker is told, `param` the field it came from."""
 
     kind: str
@@ -29,85 +40,130 @@ def check_guide(request: ChatCompletionRequest | CompletionRequest, function_nam
     """Raises InvalidRequest. `function_names` are those of a chat's tools."""
     guides = _guides_by_name(request)
     if isinstance(request, ChatCompletionRequest):
+        if request.tools is not None:
+            check_strict_tools(request.tools)
         if request.tool_choice is not None:
-            check_tool_choice(request.tool_choice, function_names or set())
+            _check_tool_choice(request, function_names or set(), guides)
         if request.response_format is not None:
-            _check_response_format(request.response_format)
-        guides += _more_guides_of_chat(request) if guides else ()
-    if not guides:
-        return
+            guides += _guides_by_format(request.response_format)
     if len(guides) > 1:
-        names = " and ".join(guide.param for guide in guides)
-        raise InvalidRequest(
-            f"Only one of {names} may be given: each prescribes the output.", guides[1].param, "conflicting_fields"
-        )
-    _check(guides[0])
+        raise _conflict(guides[0].param, guides[1].param)
+    for guide in guides:
+        check_value(guide.kind, guide.value, guide.param)
+    _check_whitespace_pattern(request)
 
 
-def guided_decoding(request: ChatCompletionRequest | CompletionRequest) -> JsonObject | None:
-    """Only the keys that are set; None when the output is free."""
-    guide = _guide(request)
+def guided_decoding(
+    request: ChatCompletionRequest | CompletionRequest, tags: StructuralTags | None = None
+) -> JsonObject | None:
+    """What a worker is told, of a request that has been checked: only the keys that are set, or None when the output
+    is free. With `tags` calls are guided in the model's own format."""
+    guide = _guide(request, tags)
     if guide is None:
         return None
     told = {guide.kind: guide.value}
     if request.guided_decoding_backend is not None:
         told["backend"] = request.guided_decoding_backend
-    if request.guided_whitespace_pattern is not None:
-        told["whitespace_pattern"] = request.guided_whitespace_pattern
+    if (pattern := _whitespace_pattern(request)[0]) is not None:
+        told["whitespace_pattern"] = pattern
     return told
 
 
-def _guide(request: ChatCompletionRequest | CompletionRequest) -> Guide | None:
-    by_name = _guides_by_name(request)
-    if by_name or not isinstance(request, ChatCompletionRequest):
-        return by_name[0] if by_name else None
-    if (schema := calls_schema(request)) is not None:
-        return Guide("json", schema, "tool_choice")
-    return None if request.response_format is None else _guide_by_format(request.response_format)
+def _guide(request: ChatCompletionRequest | CompletionRequest, tags: StructuralTags | None) -> Guide | None:
+    guides = _guides_by_name(request)
+    if isinstance(request, ChatCompletionRequest):
+        if request.tools is not None and not guides and (calls := _guide_by_tools(request, tags)) is not None:
+            return calls
+        if request.response_format is not None:
+            guides += _guides_by_format(request.response_format)
+    return guides[0] if guides else None
+
+
+def _guide_by_tools(request: ChatCompletionRequest, tags: StructuralTags | None) -> Guide | None:
+    if tags is not None and (tag := tags.tag(request)) is not None:
+        return Guide("structural_tag", tag, "tool_choice")
+    schema = calls_schema(request)
+    return None if schema is None else Guide("json", schema, "tool_choice")
 
 
 def _guides_by_name(request: ChatCompletionRequest | CompletionRequest) -> list[Guide]:
-    return [Guide(kind, value, name) for name, kind in GUIDES.items() if (value := getattr(request, name)) is not None]
-
-
-def _more_guides_of_chat(request: ChatCompletionRequest) -> list[Guide]:
-    guides = []
-    if request.response_format is not None and (guide := _guide_by_format(request.response_format)) is not None:
-        guides.append(guide)
-    if forced_functions(request):
-        guides.append(Guide("json", None, "tool_choice"))
+    guides = [Guide(kind, value, name) for name, kind in GUIDED if (value := getattr(request, name)) is not None]
+    if request.structured_outputs is not None:
+        guides += _structured_guides(request.structured_outputs)
     return guides
 
 
-def _guide_by_format(response_format: ResponseFormat) -> Guide | None:
-    match response_format.type:
-        case "json_schema" if response_format.json_schema is not None:
-            return Guide("json", response_format.json_schema.schema, "response_format")
-        case "json_object":
-            return Guide("json", {"type": "object"}, "response_format")
-    return None
-
-
-def _check(guide: Guide) -> None:
-    if guide.kind == "choice" and not guide.value:
-        raise InvalidRequest("guided_choice must have at least one choice.", "guided_choice", "out_of_range")
-    _check_integers(guide.value, guide.param)
-
-
-def _check_response_format(response_format: ResponseFormat) -> None:
-    if response_format.type == "json_schema" and response_format.json_schema is None:
+def _structured_guides(outputs: StructuredOutputs) -> list[Guide]:
+    for name in NOT_TOLD:
+        if getattr(outputs, name):
+            param = f"structured_outputs.{name}"
+            raise InvalidRequest(f"{param} is not something that workers can be told.", param, "unsupported_field")
+    guides = [
+        Guide(kind, value, f"structured_outputs.{kind}")
+        for kind in STRUCTURED
+        if (value := getattr(outputs, kind)) is not None
+    ]
+    if outputs.json_object:
+        guides.append(Guide("json", ANY_OBJECT, "structured_outputs.json_object"))
+    if not guides:
+        names = ", ".join((*STRUCTURED, "json_object"))
         raise InvalidRequest(
-            "response_format of type json_schema needs the field json_schema.",
-            "response_format.json_schema",
-            "missing_field",
+            f"structured_outputs prescribes nothing; set one of {names}.", "structured_outputs", "missing_field"
         )
-    if response_format.json_schema is not None:
-        _check_integers(response_format.json_schema.schema, "response_format.json_schema.schema")
+    return guides
 
 
-def _check_integers(schema: Any, param: str) -> None:
-    """A schema travels to the worker as msgpack, which ends at 64-bit integers."""
-    try:
-        msgspec.msgpack.encode(schema)
-    except OverflowError:
-        raise InvalidRequest(f"{param} holds an integer beyond 64 bits.", param, "out_of_range") from None
+def _guides_by_format(response_format: ResponseFormat) -> list[Guide]:
+    """At most one. Raises InvalidRequest where the type's own field is missing."""
+    match response_format.type:
+        case "text":
+            return []
+        case "json_object":
+            return [Guide("json", ANY_OBJECT, "response_format")]
+        case "json_schema":
+            if response_format.json_schema is None:
+                raise _missing(response_format.type, "json_schema")
+            return [Guide("json", response_format.json_schema.schema, "response_format.json_schema.schema")]
+        case "grammar":
+            if response_format.grammar is None:
+                raise _missing(response_format.type, "grammar")
+            return [Guide("grammar", response_format.grammar, "response_format.grammar")]
+        case "structural_tag":
+            return [Guide("structural_tag", _tag(response_format), "response_format")]
+
+
+def _tag(response_format: ResponseFormat) -> JsonObject:
+    parts = {name: getattr(response_format, name) for name in ("format", "structures", "triggers")}
+    return {"type": "structural_tag"} | {name: part for name, part in parts.items() if part is not None}
+
+
+def _check_tool_choice(request: ChatCompletionRequest, function_names: set[str], guides: list[Guide]) -> None:
+    check_tool_choice(request.tool_choice, function_names)
+    forced = forced_functions(request)
+    if forced and guides:
+        raise _conflict(guides[0].param, "tool_choice")
+    for index, function in forced:
+        check_value("json", parameters_of(function), f"tools[{index}].function.parameters")
+
+
+def _whitespace_pattern(request: ChatCompletionRequest | CompletionRequest) -> tuple[str | None, str]:
+    """And the field it came from."""
+    if request.guided_whitespace_pattern is None and request.structured_outputs is not None:
+        return request.structured_outputs.whitespace_pattern, "structured_outputs.whitespace_pattern"
+    return request.guided_whitespace_pattern, "guided_whitespace_pattern"
+
+
+def _check_whitespace_pattern(request: ChatCompletionRequest | CompletionRequest) -> None:
+    pattern, param = _whitespace_pattern(request)
+    if pattern is not None:
+        check_regex(pattern, param)
+
+
+def _conflict(one: str, other: str) -> InvalidRequest:
+    message = f"{one} and {other} both prescribe the output; leave one of them out."
+    return InvalidRequest(message, other, "conflicting_fields")
+
+
+def _missing(kind: str, name: str) -> InvalidRequest:
+    message = f"response_format of type {kind} needs the field {name}."
+    return InvalidRequest(message, f"response_format.{name}", "missing_field")

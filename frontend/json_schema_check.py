@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote
 
 from dynamo.frontend.guided_types import JsonObject
@@ -22,6 +22,8 @@ MAX_DEPTH = 128
 MAX_PATTERNS = 500
 
 TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
+
+Code: TypeAlias = Literal["invalid_value", "invalid_type", "missing_field", "out_of_range"]
 
 Path: TypeAlias = tuple[Any, str | int] | None
 """Where something is: the way to its container, and its place there. None is the schema itself."""
@@ -63,7 +65,7 @@ class SchemaWalk:
             if check is not None:
                 check(self, schema, value, (path, keyword), depth)
 
-    def fault(self, path: Path, what: str, code: str = "invalid_value") -> InvalidRequest:
+    def fault(self, path: Path, what: str, code: Code = "invalid_value") -> InvalidRequest:
         """`what` follows the name of the place."""
         param = self._param + spelled(path)
         return InvalidRequest(f"{param} {what}.", param, code)
@@ -207,7 +209,6 @@ class SchemaWalk:
             raise self.fault(
                 path,
                 f"is {shown(value)}; a reference must begin with # and lead into the same schema, nothing is fetched",
-                "unresolvable_reference",
             )
         self._references[id(parent)] = (value, path)
         self._unresolved.append(id(parent))
@@ -239,7 +240,7 @@ class SchemaWalk:
 
     def _unresolvable(self, reference: str, path: Path) -> InvalidRequest:
         what = f"is {shown(reference)}, and there is no such place in the schema"
-        return self.fault(path, what, "unresolvable_reference")
+        return self.fault(path, what)
 
     def _check_for_circles(self) -> None:
         """A schema that is met again without a step into the value would be followed for ever."""
@@ -249,7 +250,7 @@ class SchemaWalk:
             place = next(node for node in error.args[1] if node in self._references)
             reference, path = self._references[place]
             what = f"is {shown(reference)}, which leads back to itself without an array or object between"
-            raise self.fault(path, what, "unresolvable_reference") from None
+            raise self.fault(path, what, "invalid_value") from None
 
 
 Check: TypeAlias = Callable[[SchemaWalk, JsonObject, Any, Path, int], None]

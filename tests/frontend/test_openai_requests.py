@@ -147,10 +147,10 @@ def test_template_arguments_have_two_names(name: str) -> None:
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format", "conflicting_fields"),
         ({"guided_regex": "a", "tools": [WEATHER], "tool_choice": "required"}, "tool_choice", "conflicting_fields"),
         ({"guided_choice": []}, "guided_choice", "out_of_range"),
-        ({"guided_json": {"maximum": 10**30}}, "guided_json", "out_of_range"),
+        ({"guided_json": {"maximum": 10**30}}, "guided_json.maximum", "out_of_range"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"maximum": 10**30}}}},
-            "response_format.json_schema.schema",
+            "response_format.json_schema.schema.maximum",
             "out_of_range",
         ),
         ({"continue_final_message": True}, "continue_final_message", "conflicting_fields"),

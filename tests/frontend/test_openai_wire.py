@@ -96,7 +96,7 @@ def test_token_ids_as_string_keys_stay_here() -> None:
         ({"guided_json": CITY}, {"json": CITY}),
         ({"guided_regex": "a+"}, {"regex": "a+"}),
         ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
-        ({"guided_grammar": "g"}, {"grammar": "g"}),
+        ({"guided_grammar": "start: A"}, {"grammar": "start: A"}),
         (
             {"guided_json": CITY, "guided_decoding_backend": "xgrammar", "guided_whitespace_pattern": " "},
             {"json": CITY, "backend": "xgrammar", "whitespace_pattern": " "},

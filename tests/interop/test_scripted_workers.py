@@ -113,7 +113,7 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"nvext": {"annotations": ["x"], "cache_salt": "s", "agent_hints": {"priority": 3, "osl": 100}}}),
     (CHAT, {"nvext": {"token_data": [1, 2, 3], "max_thinking_tokens": 12}}),
     (CHAT, {"guided_regex": "a+"}),
-    (CHAT, {"guided_grammar": "g", "guided_decoding_backend": "xgrammar"}),
+    (CHAT, {"guided_grammar": "start: A", "guided_decoding_backend": "xgrammar"}),
     (CHAT, {"chat_template_args": {"enable_thinking": False}, "reasoning_effort": "low", "logit_bias": {"5": 3}}),
     (CHAT, {"tools": TOOLS, "tool_choice": "required"}),
     (CHAT, {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}),
