@@ -28,13 +28,13 @@ from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.body_fields import RequestPolicy, UnknownFields
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.error_formats import ErrorFormats, error_formats
 from dynamo.frontend.inference import Inference
 from dynamo.frontend.loop_delay import LoopDelay
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.migration import MigrationRules
 from dynamo.frontend.model import ModelLoader
 from dynamo.frontend.models import ModelRegistry
-from dynamo.frontend.openai_answers import error_body
 from dynamo.frontend.pipeline import Pipeline, PipelineOptions
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.routing_headers import RoutingHeaderReader
@@ -107,6 +107,7 @@ class Acceptor:
             KeepAlive(config.sse_keep_alive_interval_ms / 1000),
             config.max_concurrent_requests,
         )
+        errors = error_formats(config.error_format, config.overload_status_code)
         app = App(
             self._inference,
             self._models,
@@ -120,9 +121,10 @@ class Acceptor:
             self._save_metrics,
             metrics_directory,
             config.overload_status_code,
+            errors,
             _request_policy(config),
         )
-        self._server = _http_server(config, app, socket.socket(fileno=own.listen_fd))
+        self._server = _http_server(config, app, socket.socket(fileno=own.listen_fd), errors)
 
     async def start(self) -> None:
         await self._responses.start()
@@ -218,14 +220,16 @@ def _http_limits(config: FrontendConfig) -> Limits:
     )
 
 
-def _http_server(config: FrontendConfig, app: App, sock: socket.socket) -> NativeServer | GranianServer:
+def _http_server(
+    config: FrontendConfig, app: App, sock: socket.socket, errors: ErrorFormats
+) -> NativeServer | GranianServer:
     pair = (config.tls_cert_path, config.tls_key_path) if config.tls_cert_path and config.tls_key_path else None
     limits = _http_limits(config)
     if config.http_server == "granian":
         from dynamo.frontend.server.granian import GranianServer
 
-        return GranianServer(app, sock, limits, error_body, pair)
-    return NativeServer(app, sock, limits, error_body, tls_context(*pair) if pair else None)
+        return GranianServer(app, sock, limits, errors.body_at, pair)
+    return NativeServer(app, sock, limits, errors.body_at, tls_context(*pair) if pair else None)
 
 
 # --------------------------------------------------------------------------- the process

@@ -13,10 +13,11 @@ import msgspec
 
 from dynamo.frontend.admin import Admin
 from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
+from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth
-from dynamo.frontend.openai_answers import Model, error_body, model_response, models_response
+from dynamo.frontend.openai_answers import Model, model_response, models_response
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.shared.errors import (
@@ -52,6 +53,7 @@ class App:
         save_metrics: Callable[[], None],
         metrics_directory: Path,
         overload_status_code: int,
+        errors: ErrorFormats,
         policy: RequestPolicy = DEFAULT_POLICY,
     ) -> None:
         self._inference = inference
@@ -60,7 +62,9 @@ class App:
         self._save_metrics = save_metrics
         self._metrics_directory = metrics_directory
         self._overload_status_code = overload_status_code
-        chat, completions = ChatMouth(policy), CompletionMouth(policy)
+        self._errors = errors
+        chat = ChatMouth(policy, errors.of("/v1/chat/completions"))
+        completions = CompletionMouth(policy, errors.of("/v1/completions"))
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": partial(inference.serve, chat)},
             "/v1/completions": {"POST": partial(inference.serve, completions)},
@@ -82,10 +86,10 @@ class App:
         except ClientDisconnected:
             raise
         except DynamoError as error:
-            self._respond_error(exchange, headers, error)
+            self._respond_error(exchange, headers, ids, error)
         except Exception:
             log.exception("request %s (%s): %s %s failed", ids.own, ids.shown, exchange.method, exchange.path)
-            self._respond_error(exchange, headers, InternalError())
+            self._respond_error(exchange, headers, ids, InternalError())
 
     def _handler(self, exchange: Exchange) -> Handler:
         path, method = exchange.path, exchange.method
@@ -99,7 +103,7 @@ class App:
             raise MethodNotAllowed(method, path, ", ".join(methods).replace("GET", "GET, HEAD"))
         return handler
 
-    def _respond_error(self, exchange: Exchange, headers: HeaderBlock, error: DynamoError) -> None:
+    def _respond_error(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds, error: DynamoError) -> None:
         if exchange.is_started:
             exchange.abort()
             return
@@ -110,7 +114,7 @@ class App:
         if isinstance(error, Unauthorized):
             headers += b"www-authenticate: Bearer\r\n"
         status = self._overload_status_code if error.status == Overloaded.status else error.status
-        exchange.respond(status, JSON + headers, error_body(error))
+        exchange.respond(status, JSON + headers, self._errors.body_at(exchange.path, error, ids.shown))
 
     # ---- models
 

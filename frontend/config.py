@@ -78,6 +78,12 @@ class ServingOptions(Config):
         maximum=599,
         help="HTTP status that says 'overloaded, try again': 529, 503 or 429 are understood by clients.",
     )
+    error_format: str = option(
+        "openai",
+        env="DYN_ERROR_FORMAT",
+        choices=("openai", "dynamo"),
+        help="How errors are told: in OpenAI's envelope, or flat as Dynamo 1.6.1 does; /v1/messages has Anthropic's.",
+    )
     sse_keep_alive_interval_ms: int = option(
         15_000,
         env="DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS",

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
+from dynamo.frontend.error_formats import ErrorFormat, OpenAiErrors
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
 from dynamo.frontend.openai_answers import (
@@ -46,9 +47,12 @@ R = TypeVar("R", bound=Asked)
 
 
 class Mouth(Protocol[R]):
-    """`endpoint` is its name in metrics."""
+    """`endpoint` is its name in metrics, `errors` how its clients are told of errors."""
 
     endpoint: ClassVar[str]
+
+    @property
+    def errors(self) -> ErrorFormat: ...
 
     def decode(self, body: bytes) -> R:
         """Raises InvalidRequest naming the field."""
@@ -70,7 +74,13 @@ class Mouth(Protocol[R]):
 class ChatMouth:
     endpoint: ClassVar[str] = "chat_completions"
 
-    def __init__(self, policy: RequestPolicy = DEFAULT_POLICY, reasoning_field: str = REASONING_FIELD) -> None:
+    def __init__(
+        self,
+        policy: RequestPolicy = DEFAULT_POLICY,
+        errors: ErrorFormat | None = None,
+        reasoning_field: str = REASONING_FIELD,
+    ) -> None:
+        self.errors = errors or OpenAiErrors()
         self._policy = policy
         self._reasoning_field = reasoning_field
 
@@ -86,7 +96,7 @@ class ChatMouth:
         self, request: ChatCompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
     ) -> Renderer:
         stream_of = partial(ChatStream, _chat_id(record), record.model, created, reasoning_field=self._reasoning_field)
-        return ChunkRenderer(stream_of, request, record, extras)
+        return ChunkRenderer(stream_of, request, record, extras, self.errors)
 
     def body(
         self,
@@ -103,7 +113,8 @@ class ChatMouth:
 class CompletionMouth:
     endpoint: ClassVar[str] = "completions"
 
-    def __init__(self, policy: RequestPolicy = DEFAULT_POLICY) -> None:
+    def __init__(self, policy: RequestPolicy = DEFAULT_POLICY, errors: ErrorFormat | None = None) -> None:
+        self.errors = errors or OpenAiErrors()
         self._policy = policy
 
     def decode(self, body: bytes) -> CompletionRequest:
@@ -118,7 +129,7 @@ class CompletionMouth:
         self, request: CompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
     ) -> Renderer:
         stream_of = partial(CompletionStream, f"cmpl-{record.request_id}", record.model, created)
-        return ChunkRenderer(stream_of, request, record, extras)
+        return ChunkRenderer(stream_of, request, record, extras, self.errors)
 
     def body(
         self,

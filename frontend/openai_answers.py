@@ -1,4 +1,4 @@
-"""OpenAI answers as bytes, in the shapes of 1.6.1: server-sent chunks, unary bodies, model lists, errors.
+"""OpenAI answers as bytes, in the shapes of 1.6.1: server-sent chunks, unary bodies, model lists.
 
 `ChatStream` and `CompletionStream` render one choice of one request. What stays the same in every chunk is rendered
 once, so that `delta` only escapes its text; `chunk` is the slower way, for a chunk that carries more than text.
@@ -14,7 +14,6 @@ from msgspec import UNSET, Struct, UnsetType
 
 from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta
 from dynamo.frontend.parsers.parts import Reasoning
-from dynamo.shared.errors import DynamoError
 
 REASONING_FIELD = "reasoning_content"
 DONE = b"data: [DONE]\n\n"
@@ -284,16 +283,6 @@ def model_response(model: Model) -> bytes:
 
 def models_response(models: Iterable[Model]) -> bytes:
     return _encode({"object": "list", "data": list(models)})
-
-
-def error_body(error: DynamoError) -> bytes:
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return _encode({"error": fields})
-
-
-def error_event(error: DynamoError) -> bytes:
-    """The frame that tells an OpenAI client that the stream it reads has failed."""
-    return b"data: %b\n\n" % error_body(error)
 
 
 def _chat_choice(choice: Choice, reasoning_field: str) -> bytes:

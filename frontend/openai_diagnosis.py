@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect
 
 from dynamo.frontend.openai_messages import shown
-from dynamo.shared.errors import InvalidRequest
+from dynamo.shared.errors import InvalidCode, InvalidRequest
 
 _PATH = re.compile(r" - at `(?:key` in `)?\$?(?P<path>[^`]*)`$")
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
@@ -64,7 +64,7 @@ def _explain_value(report: str, body: bytes, kind: Any) -> InvalidRequest:
 
 
 def _explain_type(report: str, body: bytes, path: str, expected: str) -> InvalidRequest:
-    code = "invalid_type" if ", got `" in report else "out_of_range"
+    code: InvalidCode = "invalid_type" if ", got `" in report else "out_of_range"
     if report.startswith("Invalid enum value"):
         code = "invalid_value"
     param = _param(path)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from dynamo.frontend.answer_extras import AnswerExtras
+from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.metrics import RequestRecord
-from dynamo.frontend.openai_answers import DONE, JsonObject, TokenLogprob, Usage, error_event
+from dynamo.frontend.openai_answers import DONE, JsonObject, TokenLogprob, Usage
 from dynamo.frontend.openai_requests import GenerateRequest
 from dynamo.frontend.parsers.message import MessagePart
 from dynamo.frontend.postprocess import Delta
@@ -62,9 +63,15 @@ class ChunkRenderer:
     """Deltas to chunks: the first of a choice names the role, the last its finish reason."""
 
     def __init__(
-        self, stream_of: StreamOf, request: GenerateRequest, record: RequestRecord, extras: AnswerExtras | None
+        self,
+        stream_of: StreamOf,
+        request: GenerateRequest,
+        record: RequestRecord,
+        extras: AnswerExtras | None,
+        errors: ErrorFormat,
     ) -> None:
         self._stream_of = stream_of
+        self._errors = errors
         self._record = record
         self._wants_usage = request.include_usage
         self._wants_running_usage = request.continuous_usage_stats
@@ -97,7 +104,7 @@ class ChunkRenderer:
         return choice.usage(usage_of(self._record)) + route + DONE
 
     def failed(self, error: DynamoError) -> bytes:
-        return error_event(error)
+        return self._errors.event(error, self._record.shown_id)
 
     def unanswered(self, nvext: JsonObject) -> bytes:
         return self._stream_of(0).chunk(None, is_first=True, nvext=nvext) + DONE

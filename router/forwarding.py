@@ -156,7 +156,7 @@ def _as_dynamo(error: WorkerError) -> Exception:
             return exceptions.WorkerUnavailable(str(error))
         case BackendError(code="worker_cancelled"):
             return exceptions.Cancelled(str(error))
-        case BackendError(status=status) if status != 500:
+        case BackendError(status=status):
             return exceptions.HttpError(status, str(error))
         case _:
             return exceptions.Unknown(str(error))

@@ -58,10 +58,11 @@ class Dispatcher:
 
     def refuse(self, exchange: Exchange, error: DynamoError) -> None:
         """Answer with an error that no handler saw."""
-        fields = [("content-type", "application/json"), ("x-request-id", uuid.uuid4().hex)]
+        request_id = uuid.uuid4().hex
+        fields = [("content-type", "application/json"), ("x-request-id", request_id)]
         if error.retry_after_s is not None:
             fields.append(("retry-after", str(error.retry_after_s)))
-        exchange.respond(error.status, render_headers(fields), self._render_error(error))
+        exchange.respond(error.status, render_headers(fields), self._render_error(exchange.path, error, request_id))
 
     async def _run(self, exchange: Exchange) -> None:
         try:

@@ -93,8 +93,9 @@ class Exchange(ABC):
 
 
 Handle = Callable[[Exchange], Awaitable[None]]
-RenderError = Callable[[DynamoError], bytes]
-"""JSON body of an error that was born in the server, before or beside any handler."""
+RenderError = Callable[[str, DynamoError, str], bytes]
+"""(path, error, x-request-id) to the JSON body of an error that was born in the server, before or beside any handler.
+The path is "/" where it is not known yet."""
 
 
 def render_headers(pairs: Iterable[tuple[str, str]]) -> HeaderBlock:

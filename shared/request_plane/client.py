@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from dynamo.shared.errors import BackendError, CannotConnect, Disconnected, PayloadTooLarge
+from dynamo.shared.errors import BACKEND_KINDS, BackendError, CannotConnect, Disconnected, PayloadTooLarge
 from dynamo.shared.framing import AckDecoder, FrameTooLarge, encode_request
 from dynamo.shared.messages import Worker
 from dynamo.shared.protocol import PreprocessedRequest
@@ -44,8 +44,7 @@ class WorkerAtCapacity(BackendError):
     """The worker's admission control refused the request unseen."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(f"The worker is at capacity: {text}", 529, "overloaded", "overloaded")
-        self.retry_after_s = 1
+        super().__init__(f"The worker is at capacity: {text}", BACKEND_KINDS["CapacityExhausted"])
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import msgspec
 
 from dynamo.shared.errors import (
+    BACKEND_KINDS,
     BackendError,
     BackendFailure,
     Disconnected,
@@ -54,23 +55,6 @@ ENGINE_OUTPUTS: ItemDecoders[EngineOutput] = {
     "json": msgspec.json.Decoder(ResponseItem[EngineOutput]).decode,
 }
 
-# Worker error class -> (HTTP status, code, type). A class not named here is the worker's own fault: 500.
-_CLASSES = {
-    "InvalidRequest": (400, "invalid_request", "invalid_request_error"),
-    "Unauthenticated": (401, "unauthenticated", "authentication_error"),
-    "PermissionDenied": (403, "permission_denied", "permission_error"),
-    "NotFound": (404, "not_found", "invalid_request_error"),
-    "Conflict": (409, "conflict", "invalid_request_error"),
-    "PayloadTooLarge": (413, "payload_too_large", "invalid_request_error"),
-    "UnsupportedMedia": (415, "unsupported_media_type", "invalid_request_error"),
-    "RateLimited": (429, "rate_limited", "rate_limit_error"),
-    "CapacityExhausted": (529, "overloaded", "overloaded"),
-    "Cancelled": (503, "worker_cancelled", "service_unavailable"),
-    "Unavailable": (503, "worker_unavailable", "service_unavailable"),
-    "BackendProtocol": (502, "backend_protocol", "server_error"),
-    "DeadlineExceeded": (504, "worker_timeout", "timeout"),
-    "NotImplemented": (501, "not_implemented", "server_error"),
-}
 # Legacy `error_type` of workers that send no class.
 _LEGACY_CLASSES = {
     "InvalidArgument": "InvalidRequest",
@@ -86,6 +70,7 @@ _LEGACY_CLASSES = {
     "EngineShutdown": "Unavailable",
     "StreamIncomplete": "Unavailable",
 }
+_TOLD_STATUSES = (503, 529)  # of those that a handler chooses from 500 on: the others are told as 500
 _SAYS_WORKER_IS_GONE = frozenset(
     {"CannotConnect", "Disconnected", "EngineShutdown", "WorkerUnavailable", "StreamIncomplete"}
 )
@@ -95,14 +80,36 @@ def error_of_worker(payload: WorkerErrorPayload | None, comment: list[str] | Non
     """The error a worker reported, ours to raise. A worker that says it is going away counts as disconnected."""
     if payload is None:
         return BackendFailure("; ".join(comment or ["nothing"]))
-    kind = payload.error_type
-    legacy = next(iter(kind.values()), "") if isinstance(kind, dict) else kind or ""
+    told = payload.error_type
+    legacy = next(iter(told.values()), "") if isinstance(told, dict) else told or ""
     if legacy in _SAYS_WORKER_IS_GONE:
         return Disconnected(f"The worker stopped serving this request: {payload.message or legacy}")
     klass = payload.klass or _LEGACY_CLASSES.get(legacy, "Internal")
-    if klass not in _CLASSES:
-        return BackendFailure(payload.message or klass)
-    return BackendError(payload.message or klass, *_CLASSES[klass])
+    kind = BACKEND_KINDS.get(klass)
+    chosen = _http_error(payload.message)
+    message, status = (payload.message or klass, None) if chosen is None else (chosen.message, chosen.code)
+    if kind is None or (status is not None and 500 <= status not in _TOLD_STATUSES):
+        return BackendFailure(message, status or 500)
+    return BackendError(message, kind, status if kind.status < 500 else None)
+
+
+class _HttpError(msgspec.Struct):
+    """What a handler's HttpError, which chooses the status of the answer, has in place of a message."""
+
+    message: str
+    code: Annotated[int, msgspec.Meta(ge=400, lt=600)]
+
+
+_decode_http_error = msgspec.json.Decoder(_HttpError).decode
+
+
+def _http_error(message: str) -> _HttpError | None:
+    if not message.startswith("{"):
+        return None
+    try:
+        return _decode_http_error(message)
+    except msgspec.MsgspecError:
+        return None
 
 
 class Consumer(Protocol[T]):
@@ -389,7 +396,7 @@ class ResponseConnection(asyncio.Protocol):
         stream, self._stream = self._stream, None
         if stream is not None:
             if not isinstance(error, WorkerError):
-                error = BackendError(f"The worker sent a frame that cannot be read: {error}", 502)
+                error = BackendFailure(f"The worker sent a frame that cannot be read: {error}", 502)
             stream.fail(error)
         else:
             log.warning("dropped a connection to the response port that speaks another protocol: %s", error)

@@ -21,14 +21,11 @@ from dynamo.frontend.openai_answers import (
     Usage,
     chat_response,
     completion_response,
-    error_body,
-    error_event,
     model_response,
     models_response,
 )
 from dynamo.frontend.parsers.message import ToolCallDelta
 from dynamo.frontend.parsers.parts import Reasoning
-from dynamo.shared.errors import InvalidRequest, Overloaded
 
 USAGE = Usage(10, 4, cached_tokens=0)
 CHAT_USAGE = {
@@ -258,21 +255,6 @@ def test_models() -> None:
     assert listed["object"] == "list"
     assert listed["data"] == [json.loads(model_response(model))]
     assert OpenAIModel.model_validate(listed["data"][0], strict=True).id == "org/m"
-
-
-def test_errors_have_the_envelope_clients_read() -> None:
-    error = InvalidRequest("temperature must be lower.", "temperature", "out_of_range")
-    envelope = {
-        "error": {
-            "message": "temperature must be lower.",
-            "type": "invalid_request_error",
-            "param": "temperature",
-            "code": "out_of_range",
-        }
-    }
-    assert json.loads(error_body(error)) == envelope
-    assert data_of(error_event(error)) == envelope
-    assert data_of(error_event(Overloaded("full")))["error"]["type"] == "overloaded"
 
 
 def test_the_end_of_a_stream() -> None:

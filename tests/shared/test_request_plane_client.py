@@ -12,11 +12,11 @@ import pytest
 
 from dynamo.frontend.preprocess import pack_token_ids
 from dynamo.shared.errors import (
-    BackendError,
     CannotConnect,
     Disconnected,
     PayloadTooLarge,
     ResponseTooLarge,
+    WorkerError,
     WorkerRefused,
     WorkerTimeout,
 )
@@ -231,7 +231,7 @@ async def test_typed_errors_become_statuses(
 ) -> None:
     stream, call = await begun(plane, worker)
     call.item(event="error", error=error)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(WorkerError) as caught:
         await token_ids(stream)
     assert (caught.value.status, caught.value.code) == (status, code)
     assert str(error["message"]) in caught.value.log_message
@@ -242,7 +242,7 @@ async def test_typed_errors_become_statuses(
 async def test_an_old_workers_error_is_its_comment(plane: Plane, worker: RawWorker) -> None:
     stream, call = await begun(plane, worker)
     call.item(event="error", comment=["first", "second"])
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(WorkerError) as caught:
         await token_ids(stream)
     assert "first; second" in caught.value.log_message
 
@@ -334,14 +334,14 @@ async def test_noise_on_the_response_port_is_dropped(plane: Plane) -> None:
 async def test_what_cannot_be_a_token_id_is_the_workers_fault(plane: Plane, worker: RawWorker, token_id: int) -> None:
     stream, call = await begun(plane, worker)
     call.tokens(7, token_id)
-    with pytest.raises(BackendError, match="cannot be read"):
+    with pytest.raises(WorkerError, match="cannot be read"):
         await token_ids(stream)
 
 
 async def test_an_unreadable_frame_is_the_workers_fault(plane: Plane, worker: RawWorker) -> None:
     stream, call = await begun(plane, worker)
     call.writer.write(TWO_PART_PREFIX.pack(0, 3, 0) + b"\xc1\xc1\xc1")
-    with pytest.raises(BackendError, match="cannot be read"):
+    with pytest.raises(WorkerError, match="cannot be read"):
         await token_ids(stream)
 
 

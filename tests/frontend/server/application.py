@@ -13,7 +13,7 @@ TEXT = b"content-type: text/plain\r\nx-request-id: test\r\n"
 BLOCK = b"x" * 32 * 1024
 
 
-def render_error(error: DynamoError) -> bytes:
+def render_error(path: str, error: DynamoError, request_id: str) -> bytes:
     return json.dumps({"error": {"message": error.message, "code": error.code}}).encode()
 
 
