@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynamo.frontend.parsers.context import ToolParserFactory
 from dynamo.frontend.parsers.tools.dsml import deepseek_v3_2, deepseek_v4, deepseek_v41
 from dynamo.frontend.parsers.tools.glm import glm
+from dynamo.frontend.parsers.tools.harmony import Harmony
 from dynamo.frontend.parsers.tools.json_calls import JSON_PARSERS
 from dynamo.frontend.parsers.tools.minimax_m2 import minimax_m2
 from dynamo.frontend.parsers.tools.named_calls import NAMED_PARSERS
@@ -20,6 +21,7 @@ TOOL_PARSERS: dict[str, ToolParserFactory] = {
     "deepseekv4": deepseek_v4,
     "glm45": glm,
     "glm47": glm,
+    "harmony": Harmony,
     "minimax_m2": minimax_m2,
     "nemotron_nano": qwen3_coder,
     "qwen3_coder": qwen3_coder,

@@ -1,0 +1,84 @@
+"""Answers in sections: each begins with a marker that says what it is. Calls are passed on as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from dynamo.frontend.parsers.context import ReasoningContext, ReasoningParserFactory
+from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.marker_reader import MarkerReader
+from dynamo.frontend.parsers.parts import Part, Reasoning
+
+
+class SectionFormat:
+    """Immutable, made once per family. `thought` begins a section of thought, `neutral` one of content, or ends one;
+    `calls` are the markers that begin a section of calls, and the one that ends it."""
+
+    def __init__(self, thought: str, neutral: tuple[str, ...], calls: Mapping[str, str]) -> None:
+        self.thought, self.calls = thought, calls
+        self.markers = Markers([thought, *neutral, *calls])
+        self.call_ends = {end: Markers([end]) for end in calls.values()}
+
+
+class SectionedReasoning(MarkerReader):
+    __slots__ = ("_format",)
+
+    def __init__(self, form: SectionFormat, context: ReasoningContext) -> None:
+        is_thinking = context.prompt_end.rstrip().endswith(form.thought)
+        super().__init__(SectionedReasoning._in_text, form.markers, Reasoning if is_thinking else str)
+        self._format = form
+
+    def flush(self) -> list[Part]:
+        parts: list[Part] = []
+        held, self._held = self._held, ""
+        self._add(held, parts)
+        return parts
+
+    def _in_text(self, text: str, parts: list[Part]) -> str:
+        before, marker, rest = self._split(text)
+        self._add(before, parts)
+        if marker:
+            self._kind = Reasoning if marker == self._format.thought else str
+        if marker in self._format.calls:
+            parts.append(marker)
+            self._markers = self._format.call_ends[self._format.calls[marker]]
+            self._state = SectionedReasoning._in_calls
+        return rest
+
+    def _in_calls(self, text: str, parts: list[Part]) -> str:
+        before, marker, rest = self._split(text)
+        self._add(before + marker, parts)
+        if marker:
+            self._markers, self._state = self._format.markers, SectionedReasoning._in_text
+        return rest
+
+
+SectionedReasoning.plain = frozenset((SectionedReasoning._in_text, SectionedReasoning._in_calls))
+
+
+def _sectioned(thought: str, neutral: tuple[str, ...], calls: Mapping[str, str]) -> ReasoningParserFactory:
+    return partial(SectionedReasoning, SectionFormat(thought, neutral, calls))
+
+
+_KIMI_K3 = _sectioned(
+    "<|open|>think<|sep|>",
+    (
+        "<|close|>think<|sep|>",
+        "<|open|>response<|sep|>",
+        "<|close|>response<|sep|>",
+        "<|close|>message<|sep|>",
+        "<|end_of_msg|>",
+    ),
+    {"<|open|>tools<|sep|>": "<|close|>tools<|sep|>"},
+)
+
+SECTIONED_FAMILIES: dict[str, ReasoningParserFactory] = {
+    "inkling": _sectioned(
+        "<|content_thinking|>",
+        ("<|message_model|>", "<|content_text|>", "<|end_message|>"),
+        {"<|content_invoke_tool_json|>": "<|end_message|>"},
+    ),
+    "kimi_k3": _KIMI_K3,
+    "kimi-k3": _KIMI_K3,
+}
