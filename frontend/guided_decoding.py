@@ -70,12 +70,13 @@ def guided_decoding(
 
 
 def _guide(request: ChatCompletionRequest | CompletionRequest, tags: StructuralTags | None) -> Guide | None:
+    """Calls that must be made go before all else, calls that may be made behind it."""
     guides = _guides_by_name(request)
     if isinstance(request, ChatCompletionRequest):
-        if request.tools is not None and not guides and (calls := _guide_by_tools(request, tags)) is not None:
-            return calls
         if request.response_format is not None:
             guides += _guides_by_format(request.response_format)
+        if request.tools is not None and (not guides or forced_functions(request)):
+            return _guide_by_tools(request, tags)
     return guides[0] if guides else None
 
 
