@@ -16,14 +16,11 @@ from __future__ import annotations
 from functools import partial
 
 from dynamo.frontend.parsers.argument import ANY, Argument, TextArgument, TypedArgument, argument_of, types_of
+from dynamo.frontend.parsers.call_parser import attributes
 from dynamo.frontend.parsers.context import Functions
-from dynamo.frontend.parsers.markup import Markup, MarkupParser, attributes
+from dynamo.frontend.parsers.markup import Markup, MarkupParser
 
 DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
-
-
-def _name(tag: str) -> str:
-    return attributes(tag).get("name", "")
 
 
 def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argument]:
@@ -45,7 +42,6 @@ def _markup(block: str, call: str, parameter: str) -> Markup:
         call_end=f"</{DSML}{call}>",
         parameter=f"<{DSML}{parameter}",
         parameter_end=f"</{DSML}{parameter}>",
-        read_name=_name,
         read_parameter=_parameter,
         knows_json=True,
     )

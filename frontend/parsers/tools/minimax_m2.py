@@ -15,16 +15,13 @@ from __future__ import annotations
 from functools import partial
 
 from dynamo.frontend.parsers.argument import Argument, argument_of, types_of
+from dynamo.frontend.parsers.call_parser import name_attribute
 from dynamo.frontend.parsers.context import Functions
-from dynamo.frontend.parsers.markup import Markup, MarkupParser, attributes
-
-
-def _name(tag: str) -> str:
-    return attributes(tag).get("name", "")
+from dynamo.frontend.parsers.markup import Markup, MarkupParser
 
 
 def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argument]:
-    name = _name(tag)
+    name = name_attribute(tag)
     types = types_of(functions.schema_of_parameter(function, name))
     return name, argument_of(types, is_padded=True, knows_null=True)
 
@@ -36,7 +33,6 @@ MARKUP = Markup(
     call_end="</invoke>",
     parameter="<parameter",
     parameter_end="</parameter>",
-    read_name=_name,
     read_parameter=_parameter,
 )
 

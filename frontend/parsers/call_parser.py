@@ -1,0 +1,198 @@
+"""Calls with their name in an opening tag, perhaps in a block of calls; formats differ in how arguments follow."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+from dynamo.frontend.parsers.argument import ObjectWriter
+from dynamo.frontend.parsers.context import Functions
+from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part
+
+MAX_TAG = 512
+"""Characters of a tag; what is longer is none."""
+
+Step: TypeAlias = Callable[[Any], bool]
+"""A method that reads from what is held and says whether the next step may go on; if not, it waits for more text."""
+
+_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+
+
+def attributes(tag: str) -> dict[str, str]:
+    """Of an opening tag, in either kind of quotes or in none."""
+    return {found[1]: found[2] or found[3] or found[4] or "" for found in _ATTRIBUTE.finditer(tag)}
+
+
+def name_attribute(tag: str) -> str:
+    return attributes(tag).get("name", "")
+
+
+class CallTags:
+    """The tags around calls, made once per format. An opening tag is its beginning, what stands in it, and its end."""
+
+    def __init__(
+        self,
+        *,
+        blocks: tuple[str, ...] = (),
+        call: str,
+        call_tag_end: str = ">",
+        ends: Iterable[str],
+        read_name: Callable[[str], str] = name_attribute,
+    ) -> None:
+        """`blocks` are the ways in which a block of calls may begin, and `ends` those in which anything may end.
+        `call_tag_end` is a regular expression; `read_name` finds the name in a tag, or gives an empty one."""
+        self.blocks = blocks
+        self.call = call
+        self.call_tag_end = re.compile(call_tag_end).search
+        self.read_name = read_name
+        self.before_call = (*blocks, call)
+        self.after_call = (*blocks, call, *dict.fromkeys(ends))
+        self.in_content = Markers(self.before_call)
+        self.in_later_content = Markers(self.after_call)
+
+
+class CallParser(ABC):
+    """Reads all but the arguments.
+
+    - A call needs no block around it. A block's beginning that no call follows is content, and so is a call without a
+      name.
+    - Tags that end nothing are left out after the first call, and so is white space that stands alone before, between
+      or after calls.
+    - A call that is cut off ends there, and nothing is left of one whose name is not complete.
+    """
+
+    __slots__ = (
+        "_functions",
+        "_has_calls",
+        "_held",
+        "_name",
+        "_object",
+        "_outside",
+        "_parts",
+        "_raw",
+        "_step",
+        "_tags",
+    )
+
+    def __init__(self, tags: CallTags, functions: Functions) -> None:
+        self._tags = tags
+        self._functions = functions
+        self._outside = tags.in_content
+        self._has_calls = False
+        self._held = ""
+        self._raw = ""  # what becomes content if no call comes of it
+        self._name = ""
+        self._object = ObjectWriter()
+        self._parts: list[Part] = []
+        self._step: Step = CallParser._read_gap
+
+    def push(self, text: str) -> list[Part]:
+        if not self._held and self._step is CallParser._read_content and not self._outside.may_begin(text):
+            return [text] if text else []
+        self._held += text
+        while self._held and self._step(self):
+            pass
+        return self._take_parts()
+
+    def flush(self) -> list[Part]:
+        if self._step in (CallParser._read_content, CallParser._read_block) or (
+            self._step is CallParser._read_gap and not self._has_calls
+        ):
+            self._write_content(self._raw + self._held)
+        elif self._step not in (CallParser._read_gap, CallParser._read_call_tag):
+            self._cut_off()
+        self._held = self._raw = ""
+        self._step = CallParser._read_content
+        return self._take_parts()
+
+    @abstractmethod
+    def _begin_call(self) -> Step:
+        """The step that reads arguments, up to `_end_call`."""
+
+    @abstractmethod
+    def _cut_off(self) -> None:
+        """Ends a call in the midst of its arguments."""
+
+    def _read_content(self) -> bool:
+        found = self._outside.find(self._held)
+        if found is None:
+            self._write_content(self._take(len(self._held) - self._outside.num_held(self._held)))
+            return False
+        self._write_content(self._take(found.start()))
+        self._enter(self._take(len(found[0])))
+        return True
+
+    def _read_gap(self) -> bool:
+        return self._read_marker(self._tags.after_call if self._has_calls else self._tags.before_call)
+
+    def _read_block(self) -> bool:
+        return self._read_marker(self._tags.before_call)
+
+    def _read_marker(self, markers: tuple[str, ...]) -> bool:
+        self._raw += self._take(len(self._held) - len(self._held.lstrip()))
+        if self._held not in markers and any(marker.startswith(self._held) for marker in markers):
+            return False
+        marker = next(filter(self._held.startswith, markers), "")
+        if marker:
+            self._enter(self._take(len(marker)))
+        else:
+            self._give_back()
+        return True
+
+    def _enter(self, marker: str) -> None:
+        """Goes where a marker outside of calls leads to."""
+        self._raw += marker
+        if marker == self._tags.call:
+            self._step = CallParser._read_call_tag
+        elif marker in self._tags.blocks:
+            self._step = CallParser._read_block
+        else:
+            self._raw = ""
+            self._step = CallParser._read_gap
+
+    def _give_back(self) -> None:
+        """What looked like the beginning of a call is content, and reading goes on after it."""
+        self._write_content(self._raw)
+        self._raw = ""
+        self._step = CallParser._read_content
+
+    def _read_call_tag(self) -> bool:
+        end = self._tags.call_tag_end(self._held, 0, MAX_TAG)
+        if end is None and len(self._held) < MAX_TAG:
+            return False
+        name = self._tags.read_name(self._held[: end.start()]) if end is not None else ""
+        if end is None or not name:
+            self._give_back()
+            return True
+        self._take(end.end())
+        self._raw = ""
+        self._name = name
+        self._object = ObjectWriter()
+        self._has_calls = True
+        self._outside = self._tags.in_later_content
+        self._parts.append(CallStart(name))
+        self._step = self._begin_call()
+        return True
+
+    def _end_call(self) -> None:
+        self._write_arguments(self._object.end())
+        self._step = CallParser._read_gap
+
+    def _take(self, length: int) -> str:
+        taken, self._held = self._held[:length], self._held[length:]
+        return taken
+
+    def _take_parts(self) -> list[Part]:
+        parts, self._parts = self._parts, []
+        return parts
+
+    def _write_content(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+
+    def _write_arguments(self, json: str) -> None:
+        if json:
+            self._parts.append(CallArguments(json))
