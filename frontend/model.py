@@ -17,6 +17,7 @@ from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
 from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
 from dynamo.frontend.parsers.registry import UnknownParser, reasoning_parser, tool_parser
+from dynamo.frontend.structural_tags import StructuralTags, structural_tags
 from dynamo.frontend.tiktoken_format import tiktoken_format
 from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
 from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
@@ -45,7 +46,7 @@ class TextCodec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One worker set's model. `chat_template` is None for a model that only completes text, a parser where answers
-    are to be passed on as they are.
+    are to be passed on as they are, `codec` where workers take text and tokenize it themselves.
 
     `default_sampling` is what generation_config.json recommends; workers apply it, we only know it.
     """
@@ -53,20 +54,30 @@ class Model:
     name: str
     mdcsum: str
     card: ModelDeploymentCard
-    codec: TextCodec
+    codec: TextCodec | None
     vocab_size: int
     chat_template: ChatTemplate | None
     tool_parser: ToolParserFactory | None
     reasoning_parser: ReasoningParserFactory | None
+    structural_tags: StructuralTags | None
     eos_token_ids: tuple[int, ...]
     default_sampling: JsonObject
 
     @property
+    def takes_text(self) -> bool:
+        """Its workers are asked in OpenAI's words, and answer in them."""
+        return self.codec is None
+
+    @property
     def tokenizer(self) -> Tokenizer:
+        """Of a model that takes tokens."""
+        assert self.codec is not None
         return self.codec.tokenizer
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """Of a model that takes tokens."""
+        assert self.codec is not None
         return self.codec.vocabulary
 
     @property
@@ -129,6 +140,7 @@ class ModelLoader:
             chat_template=chat_template,
             tool_parser=_parser(tool_parser, card.runtime_config.tool_call_parser, card),
             reasoning_parser=_parser(reasoning_parser, card.runtime_config.reasoning_parser, card),
+            structural_tags=structural_tags(card.runtime_config),
             eos_token_ids=_eos_token_ids(generation_config, config),
             default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
         )

@@ -18,6 +18,7 @@ from dynamo.frontend.openai_requests import (
     GenerateRequest,
     JsonObject,
 )
+from dynamo.frontend.structural_tags import StructuralTags
 from dynamo.shared.protocol import OutputOptions, SamplingOptions, StopConditions
 
 
@@ -36,7 +37,10 @@ def stop_conditions(request: GenerateRequest, eos_token_ids: Sequence[int]) -> S
     return stops
 
 
-def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> SamplingOptions:
+def sampling_options(
+    request: ChatCompletionRequest | CompletionRequest, tags: StructuralTags | None = None
+) -> SamplingOptions:
+    """`tags` are those of the model, None where its calls are not guided in its own format."""
     options = SamplingOptions(
         n=request.n,
         best_of=request.best_of,
@@ -49,7 +53,7 @@ def sampling_options(request: ChatCompletionRequest | CompletionRequest) -> Samp
         min_p=request.min_p,
         seed=request.seed,
         include_stop_str_in_output=request.include_stop_str_in_output,
-        guided_decoding=guided_decoding(request),
+        guided_decoding=guided_decoding(request, tags),
     )
     if request.nvext is not None and request.nvext.greed_sampling:
         options.temperature, options.top_p, options.top_k, options.min_p = 0.0, None, None, None

@@ -246,7 +246,7 @@ def _prepared(
         model=model,
         token_ids=token_ids,
         stop=stop_conditions(request, model.eos_token_ids),
-        sampling=sampling_options(request),
+        sampling=sampling_options(request, model.structural_tags),
         output=output_options(request),
         rules=_stop_rules(model, request),
         annotations=[] if nvext is None else nvext.annotations or [],

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from dynamo.frontend.forced_calls import forced_functions
 from dynamo.frontend.guided_types import JsonObject
 from dynamo.frontend.openai_requests import ChatCompletionRequest
+from dynamo.shared.protocol import RuntimeConfig
 
 DSML = "\N{FULLWIDTH VERTICAL LINE}DSML\N{FULLWIDTH VERTICAL LINE}"
 
@@ -49,10 +50,18 @@ class StructuralTags(Struct, frozen=True):
         return parameters
 
 
-def structural_tags(tool_parser: str | None, scope: str = "auto", schema: str = "auto") -> StructuralTags | None:
-    """None for a format that cannot be told this way; its calls are guided as plain JSON, where they are guided."""
-    build = _BUILDERS.get(tool_parser or "")
-    return None if build is None else StructuralTags(build, scope == "always", schema == "strict")
+def structural_tags(config: RuntimeConfig) -> StructuralTags | None:
+    """None where calls are not to be guided, or are guided as plain JSON because their format cannot be told this way.
+
+    `structural_tag` says it all, None for no; cards of older workers have three fields instead.
+    """
+    build = _BUILDERS.get(config.tool_call_parser or "")
+    policy = config.structural_tag
+    if policy is UNSET and config.structural_tag_mode == "on":
+        policy = {"scope": config.structural_tag_scope, "schema": config.structural_tag_schema}
+    if build is None or not isinstance(policy, dict):
+        return None
+    return StructuralTags(build, policy.get("scope") == "always", policy.get("schema") == "strict")
 
 
 def _held_to(schema: JsonObject | bool, style: str) -> JsonObject:

@@ -63,6 +63,10 @@ class RuntimeConfig(Struct):
     max_num_batched_tokens: int | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    structural_tag: Any = UNSET
+    structural_tag_mode: str = "off"
+    structural_tag_scope: str = "auto"
+    structural_tag_schema: str = "auto"
     exclude_tools_when_tool_choice_none: bool = True
     data_parallel_start_rank: int = 0
     data_parallel_size: int = 1
@@ -295,6 +299,7 @@ class EngineOutput(Struct, gc=False):
     completion_usage: dict[str, Any] | None = None
     disaggregated_params: Any = None
     extra_args: Any = None
+    engine_data: Any = None
 
 
 class Annotated(Struct, Generic[T], gc=False):
