@@ -24,6 +24,7 @@ import uvloop
 from msgspec import Struct
 
 from dynamo.frontend.admin import Admin, AdminAccess
+from dynamo.frontend.api_routes import ApiRoutes
 from dynamo.frontend.app import App
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.body_fields import RequestPolicy, UnknownFields
@@ -104,7 +105,7 @@ class Acceptor:
             pipeline,
             routing_headers,
             self._metrics,
-            KeepAlive(config.sse_keep_alive_interval_ms / 1000),
+            _keep_alive(config),
             config.max_concurrent_requests,
         )
         errors = error_formats(config.error_format, config.overload_status_code)
@@ -122,7 +123,7 @@ class Acceptor:
             metrics_directory,
             config.overload_status_code,
             errors,
-            _request_policy(config),
+            ApiRoutes(self._inference, pipeline, _request_policy(config), errors, Path(own.run_dir)).of(config),
         )
         self._server = _http_server(config, app, socket.socket(fileno=own.listen_fd), errors)
 
@@ -188,6 +189,11 @@ def _pipeline_options(config: FrontendConfig) -> PipelineOptions:
     return PipelineOptions(
         config.kv_cache_block_size, MigrationRules(config.migration_limit, config.migration_max_seq_len)
     )
+
+
+def _keep_alive(config: FrontendConfig) -> KeepAlive:
+    peek_ms = config.pre_commit_error_peek_ms
+    return KeepAlive(config.sse_keep_alive_interval_ms / 1000, None if peek_ms is None else peek_ms / 1000)
 
 
 def _request_policy(config: FrontendConfig) -> RequestPolicy:

@@ -6,17 +6,15 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from dynamo.frontend.admin import Admin
-from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
+from dynamo.frontend.api_routes import Routes
 from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
-from dynamo.frontend.mouths import ChatMouth, CompletionMouth
 from dynamo.frontend.openai_answers import Model, model_response, models_response
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
@@ -54,7 +52,7 @@ class App:
         metrics_directory: Path,
         overload_status_code: int,
         errors: ErrorFormats,
-        policy: RequestPolicy = DEFAULT_POLICY,
+        api: Routes,
     ) -> None:
         self._inference = inference
         self._models = models
@@ -63,17 +61,16 @@ class App:
         self._metrics_directory = metrics_directory
         self._overload_status_code = overload_status_code
         self._errors = errors
-        chat = ChatMouth(policy, errors.of("/v1/chat/completions"))
-        completions = CompletionMouth(policy, errors.of("/v1/completions"))
-        self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/chat/completions": {"POST": partial(inference.serve, chat)},
-            "/v1/completions": {"POST": partial(inference.serve, completions)},
+        self._routes: Routes = {
+            **api,
             "/v1/models": {"GET": self._list_models},
+            _MODELS: {"GET": self._model_or_ready},
             "/health": {"GET": self._health},
             "/live": {"GET": self._live},
             "/metrics": {"GET": self._metrics},
             **admin.routes(),
         }
+        self._below = sorted((path for path in self._routes if path.endswith("/")), key=len, reverse=True)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Every answer carries `x-request-id`: the client's own if it is a sane one, else ours."""
@@ -93,15 +90,17 @@ class App:
 
     def _handler(self, exchange: Exchange) -> Handler:
         path, method = exchange.path, exchange.method
-        methods = self._routes.get(path)
-        if methods is None:
-            if not path.startswith(_MODELS) or path == _MODELS:
-                raise RouteNotFound(f"There is no route {method} {path}.")
-            methods = {"GET": self._model_ready if path.endswith("/ready") else self._model}
+        methods = self._routes.get(path) or self._methods_below(path)
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             raise MethodNotAllowed(method, path, ", ".join(methods).replace("GET", "GET, HEAD"))
         return handler
+
+    def _methods_below(self, path: str) -> dict[str, Handler]:
+        for folder in self._below:
+            if path.startswith(folder) and path != folder:
+                return self._routes[folder]
+        raise RouteNotFound(f"There is nothing at {path}.")
 
     def _respond_error(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds, error: DynamoError) -> None:
         if exchange.is_started:
@@ -120,6 +119,10 @@ class App:
 
     async def _list_models(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         exchange.respond(200, JSON + headers, models_response(self._entries()))
+
+    async def _model_or_ready(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
+        answer = self._model_ready if exchange.path.endswith("/ready") else self._model
+        await answer(exchange, headers, ids)
 
     async def _model(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         name = exchange.path.removeprefix(_MODELS)

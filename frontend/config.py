@@ -90,6 +90,13 @@ class ServingOptions(Config):
         minimum=0,
         help="Silence after which a stream carries a comment to keep proxies from closing it; 0 never does.",
     )
+    pre_commit_error_peek_ms: int | None = option(
+        None,
+        env="DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS",
+        minimum=0,
+        help="How long a stream waits for its first token before it is answered 200: an error is a status until then, "
+        "and a frame of the stream later. Unset waits until a keep-alive is due; 0, as Dynamo does, not at all.",
+    )
     backend_stream_timeout_s: float | None = option(
         None,
         env="DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS",
@@ -138,6 +145,33 @@ class ServingOptions(Config):
         False, env="DYN_ENABLE_FORCE_INCLUDE_USAGE", help="End every stream with its usage, asked for or not."
     )
     metrics_prefix: str = option("dynamo_frontend", env="DYN_METRICS_PREFIX", help="First part of every metric's name.")
+
+    enable_anthropic_api: bool = option(
+        True, env="DYN_ENABLE_ANTHROPIC_API", help="Serve /v1/messages, the API of Anthropic's SDKs and Claude Code."
+    )
+    strip_anthropic_preamble: bool = option(
+        True,
+        env="DYN_STRIP_ANTHROPIC_PREAMBLE",
+        help="Leave Claude Code's billing line out of the system prompt: it differs between conversations, which would "
+        "then share no cached prefix.",
+    )
+    responses_store_mb: float = option(
+        0,
+        env="DYN_RESPONSES_STORE_MB",
+        minimum=0,
+        help="Keep past responses of /v1/responses, up to so many MiB, for `previous_response_id`; 0 keeps none.",
+    )
+    responses_store_path: str | None = option(
+        None,
+        env="DYN_RESPONSES_STORE_PATH",
+        help="SQLite file to keep them in; unset: one that is gone with this gateway.",
+    )
+    reasoning_field_name: str = option(
+        "reasoning_content",
+        env="DYN_REASONING_FIELD_NAME",
+        choices=("reasoning_content", "reasoning"),
+        help="Field of a chat message, or of its deltas, that has the model's reasoning.",
+    )
 
     # ---- what it serves
     discovery_backend: str = option(

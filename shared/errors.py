@@ -6,6 +6,9 @@
     │   │   └── Unprocessable     422  the same of an admin route's body, where 1.6.1 says so
     │   ├── Unauthorized          401  the admin key is missing or wrong
     │   ├── ModelNotFound         404
+    │   ├── WrongKindOfModel      404  there, and not for what the route does
+    │   ├── NoModelOfKind         404  none is there for what the route does
+    │   ├── ResponseNotFound      404
     │   ├── RouteNotFound         404
     │   ├── MethodNotAllowed      405
     │   ├── RequestTimeout        408  the body did not arrive in time
@@ -37,7 +40,7 @@ Nothing else is written down about errors: `catalogue` reads it from here, and s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 from dynamo.shared.statuses import names_of
@@ -143,6 +146,42 @@ class ModelNotFound(RequestError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model {model!r} does not exist or is not registered with this gateway.")
+        self.param = "model"
+
+
+class ResponseNotFound(RequestError):
+    code = "response_not_found"
+    meaning = "No response of this id is stored: it was not, or made room for newer ones."
+    status = 404
+
+    def __init__(self, id: str, param: str | None = None) -> None:
+        super().__init__(f"No response {id!r} is stored here; it may have made room for newer ones.")
+        self.param = param
+
+
+class WrongKindOfModel(RequestError):
+    """`kinds` are those of the model."""
+
+    code = "wrong_kind_of_model"
+    meaning = "The model is registered, and not for what this route does."
+    status = 404
+
+    def __init__(self, model: str, kind: str, kinds: Iterable[str]) -> None:
+        super().__init__(f"The model {model!r} is registered for {', '.join(sorted(kinds))}, and not for {kind}.")
+        self.param = "model"
+
+
+class NoModelOfKind(RequestError):
+    """1.6.1 has no such route until a worker makes one, and answers with an empty 404."""
+
+    code = "no_model_of_kind"
+    meaning = "No model is registered yet for what this route does; a worker that comes may change that."
+    status = 404
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"No model is registered for {kind} yet; a worker registers one with register_model and ModelType.{kind}."
+        )
         self.param = "model"
 
 
