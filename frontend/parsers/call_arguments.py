@@ -1,16 +1,21 @@
 """The arguments of a call, written as a JSON value and read while they are written.
 
 They keep the words of the model: an object goes out as it is written, a string as the text it stands for, and null is
-the same as no arguments.
+the same as no arguments. Only line breaks and the like, which models forget to escape in strings, are escaped.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Protocol
 
 from dynamo.frontend.parsers.json_scanner import JsonScanner, StringDecoder
 
 NO_ARGUMENTS = "{}"
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 
 
 class ArgumentsReader(Protocol):
@@ -36,9 +41,11 @@ class _Written:
         self.is_over = False
 
     def push(self, text: str, at: int) -> tuple[str, int]:
+        opening = self._scanner.opening
         end = self._scanner.push(text, at)
         self.is_over = self._scanner.is_done or self._scanner.is_broken
-        return text[at:end], end
+        piece = text[at:end]
+        return _with_controls_escaped(piece, opening) if _CONTROL.search(piece) else piece, end
 
 
 class _Quoted:
@@ -79,3 +86,12 @@ class _Scalar:
         if not self.is_over:
             return "", end
         return NO_ARGUMENTS if self._written in ("", "null", "None") else self._written, end
+
+
+def _with_controls_escaped(piece: str, opening: str) -> str:
+    """Escapes them in strings only. `opening` is put before the piece for as long as it takes to see the strings."""
+    return _STRING.sub(_escape_controls, opening + piece)[len(opening) :]
+
+
+def _escape_controls(string: re.Match[str]) -> str:
+    return _CONTROL.sub(lambda control: json.dumps(control[0])[1:-1], string[0])

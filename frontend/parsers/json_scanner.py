@@ -46,6 +46,11 @@ class JsonScanner:
             self._has_begun = True
         return at
 
+    @property
+    def opening(self) -> str:
+        """What would bring another scanner to this point of a string; empty outside of strings."""
+        return ('"\\' if self._is_escaped else '"') if self._is_string else ""
+
     def _string(self, text: str, at: int) -> int:
         at += self._is_escaped
         at = end_of(_STRING_BODY, text, at)

@@ -7,13 +7,17 @@ from dynamo.frontend.parsers.tools.dsml import deepseek_v3_2, deepseek_v4, deeps
 from dynamo.frontend.parsers.tools.glm import glm
 from dynamo.frontend.parsers.tools.harmony import Harmony
 from dynamo.frontend.parsers.tools.json_calls import JSON_PARSERS
+from dynamo.frontend.parsers.tools.kimi_k3 import KIMI_K3_PARSERS
 from dynamo.frontend.parsers.tools.minimax_m2 import minimax_m2
 from dynamo.frontend.parsers.tools.named_calls import NAMED_PARSERS
+from dynamo.frontend.parsers.tools.pythonic import PYTHONIC_PARSERS
 from dynamo.frontend.parsers.tools.qwen3_coder import qwen3_coder
 
 TOOL_PARSERS: dict[str, ToolParserFactory] = {
     **JSON_PARSERS,
+    **KIMI_K3_PARSERS,
     **NAMED_PARSERS,
+    **PYTHONIC_PARSERS,
     "deepseek-v4": deepseek_v4,
     "deepseek_v3_2": deepseek_v3_2,
     "deepseek_v4": deepseek_v4,

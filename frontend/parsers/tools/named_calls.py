@@ -30,7 +30,8 @@ _FENCE = re.compile(r"\s*+`{0,3}+")
 
 _MISTRAL_HEADER = re.compile(r"\s*(?P<name>[^\s\[{<]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)")
 _DEEPSEEK_HEADER = re.compile(
-    r"\s*(?P<plain_name>[^\s<`{]+)\s*<｜tool▁sep｜>\s*(?:(?P<name>[^\s<`{\[\"]+)\s*(?:```(?:json)?\s*)?)?(?=[{\[\"<])"
+    r"\s*(?:function\s*<｜tool▁sep｜>\s*(?P<name>[^\s<`{\[\"]+)\s*(?:```(?:json)?\s*)?"
+    r"|(?P<plain_name>[^\s<`{]+)\s*<｜tool▁sep｜>\s*)(?=[{\[\"<])"
 )
 _KIMI_HEADER = re.compile(
     r"\s*(?:(?P<id>(?:functions\.)?(?P<name>[^\s<]+):\d+)|(?:functions\.)?(?P<plain_name>[^\s<]+))"
