@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
+from dynamo.frontend.forced_calls import forced_functions
 from dynamo.frontend.model import Model
-from dynamo.frontend.openai_requests import ChatCompletionRequest
+from dynamo.frontend.openai_requests import ChatCompletionRequest, Thinking
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
 from dynamo.frontend.parsers.message import MessageParser, MessagePart
 from dynamo.frontend.parsers.parts import Parser, Reasoning
+from dynamo.frontend.parsers.thinking import wants_thinking
+from dynamo.frontend.parsers.tools.guided import named_call, required_calls
 from dynamo.frontend.postprocess import Delta
 
 log = logging.getLogger("dynamo.parsers")
@@ -92,13 +95,29 @@ def _make_reader(stages: list[Callable[[], Parser]], model: Model) -> MessageRea
 
 def _reasoning_stage(model: Model, request: ChatCompletionRequest, prompt_end: str) -> Iterator[Callable[[], Parser]]:
     if model.reasoning_parser is not None:
-        yield partial(model.reasoning_parser, ReasoningContext(prompt_end))
+        thinking = request.thinking.type if isinstance(request.thinking, Thinking) else request.thinking
+        is_thinking = wants_thinking(thinking, request.reasoning_effort, request.template_args)
+        yield partial(model.reasoning_parser, ReasoningContext(prompt_end, is_thinking))
 
 
 def _tool_stage(model: Model, request: ChatCompletionRequest) -> Iterator[Callable[[], Parser]]:
     """Without tools there is nothing to call, and with tool_choice "none" nothing may be."""
-    if model.tool_parser is not None and request.tools and request.tool_choice != "none":
-        yield partial(model.tool_parser, Functions(request.tools))
+    if not request.tools or request.tool_choice == "none":
+        return
+    functions = Functions(request.tools)
+    own = None if model.tool_parser is None else partial(model.tool_parser, functions)
+    if forced_functions(request):
+        yield partial(_guided_parser, request, functions, own)
+    elif own is not None:
+        yield own
+
+
+def _guided_parser(request: ChatCompletionRequest, functions: Functions, own: Callable[[], Parser] | None) -> Parser:
+    """Of an answer that must be a call. It may be in the model's own format all the same."""
+    otherwise = None if own is None else own()
+    if isinstance(request.tool_choice, dict):
+        return named_call(request.tool_choice["function"]["name"], otherwise)
+    return required_calls(functions, otherwise)
 
 
 def _new_call_id() -> str:
