@@ -5,10 +5,10 @@
 Source passes through `jinja_source.translate`. Floats of a request go in as `PythonFloat` (see `with_python_floats`),
 because a float in minijinja forgets that 2.0 is not 2 and prints 1e-07 as 0.0000001.
 
-What stays different, none of it seen in a published template: `%` does not format strings, values of different types
-compare without an error, iterating None yields nothing, macros have neither `varargs` nor `kwargs`, float literals
-in a template print without exponents, and `repr` of a string inside a list that the template itself makes leaves
-invisible characters as they are.
+What stays different: `%` does not format strings, values of different types compare without an error, a loop over a
+computed None yields nothing, macros have neither `varargs` nor `kwargs`, `safe` text does not escape what is added to
+it, float literals of the template itself print without exponents and lose `.0` in `tojson`, and a list that the
+template makes prints invisible characters as they are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import minijinja
 from minijinja import TemplateError
 
-from dynamo.frontend.jinja_source import UNDEFINED, WHITESPACE, translate
+from dynamo.frontend.jinja_source import NOT_ITERABLE, UNDEFINED, WHITESPACE, translate
 from dynamo.shared.errors import InternalError, InvalidRequest
 
 Clock = Callable[[], datetime]
@@ -123,6 +123,7 @@ def _environment(now: Clock) -> minijinja.Environment:
         globals={
             "raise_exception": _raise_exception,
             "strftime_now": lambda format: now().strftime(format),
+            NOT_ITERABLE: _refuse_iteration,
             WHITESPACE: _WHITESPACE,
             UNDEFINED: _Undefined(),
         },
@@ -134,6 +135,10 @@ _WHITESPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
 
 def _raise_exception(message: object) -> NoReturn:
     raise InvalidRequest(str(message), param="messages")
+
+
+def _refuse_iteration() -> NoReturn:
+    raise TypeError("None is not iterable")
 
 
 def _json_default(value: object) -> float:

@@ -9,6 +9,7 @@ Only expressions and tags are touched, token by token; text, comments and raw bl
 - `strip()`, `lstrip()`, `rstrip()` and `|trim` name the characters, since Python takes more of them for white space;
 - `is iterable`, `is sequence` and `is number` get Python's opinion of None, strings, mappings and floats;
 - filters that fail on an undefined value in one engine only are told what it is;
+- a loop over None fails, where what it loops over is a variable or a part of one;
 - `{% generation %}` marks tokens for training; here it is a scope without effect.
 """
 
@@ -18,6 +19,7 @@ import re
 from collections.abc import Iterator
 
 UNDEFINED = "python_undefined"
+NOT_ITERABLE = "python_none_is_not_iterable"
 WHITESPACE = "python_whitespace"
 
 _MARKUP = re.compile(
@@ -32,6 +34,7 @@ _TOKEN = re.compile(
       | (?P<sign>[=!<>]=|//|\*\*|.)""",
     re.VERBOSE | re.DOTALL,
 )
+_VARIABLE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*|\[(?:'[^'\\]*'|\"[^\"\\]*\")\])*")
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation\b")
 _KEYWORDS = frozenset(
     {"if", "elif", "else", "and", "or", "not", "in", "is", "set", "for", "call", "filter", "recursive"}
@@ -120,6 +123,8 @@ class _Translation:
                 continue
             if token == "is" and self._rewrite_test():
                 continue
+            if token == "in" and self._tokens[self._next(0)] == "for":
+                self._guard_loop()
             self._copy()
         return self._done
 
@@ -181,6 +186,15 @@ class _Translation:
         self._done[start:] = [f"(not {text})" if is_negated else text]
         self._at = name_at + 1
         return True
+
+    def _guard_loop(self) -> None:
+        start = self._next(self._at + 1)
+        end = start
+        while self._token(end) not in ("", "if", "recursive"):
+            end += 1
+        iterated = "".join(self._tokens[start:end]).strip()
+        if _VARIABLE.fullmatch(iterated):
+            self._tokens[start:end] = [f"({iterated} if {iterated} is not none else {NOT_ITERABLE}())", " "]
 
     def _next(self, index: int) -> int:
         """The first index from here that holds no white space."""
