@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from dynamo.frontend.answer_extras import extras_of, wants_dry_run, worker_ids
 from dynamo.frontend.metrics import FrontendMetrics, RequestRecord
@@ -20,7 +20,7 @@ from dynamo.frontend.postprocess import Delta
 from dynamo.frontend.prepared import Prepared
 from dynamo.frontend.preprocess import unpack_token_ids
 from dynamo.frontend.renderer import Renderer
-from dynamo.frontend.routing_headers import RoutingHeaderReader
+from dynamo.frontend.routing_headers import RoutingHeaderReader, RoutingHeaders
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.frontend.sse import KeepAlive, SseStream
 from dynamo.shared.errors import (
@@ -40,6 +40,10 @@ MAX_NOTED_UNKNOWN = 100
 _JSON_TYPE = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE)
 
 
+R = TypeVar("R", contravariant=True)
+P = TypeVar("P")
+
+
 class RequestIds(NamedTuple):
     """`own` names the request here and at workers, `shown` is what the answer's x-request-id says."""
 
@@ -49,6 +53,28 @@ class RequestIds(NamedTuple):
 
 Handler: TypeAlias = Callable[[Exchange, HeaderBlock, RequestIds], Awaitable[None]]
 """(exchange, headers every answer to it carries, ids of the request)"""
+
+
+class Service(Protocol):
+    """`endpoint` is its name in metrics; requests have `unknown_fields`."""
+
+    endpoint: ClassVar[str]
+
+    def decode(self, body: bytes) -> Any:
+        """Raises InvalidRequest naming the field."""
+
+
+class WholeService(Service, Protocol[R, P]):
+    """An API whose answers come in one piece."""
+
+    async def prepare(self, pipeline: Pipeline, request: R, record: RequestRecord, headers: RoutingHeaders) -> P: ...
+
+    async def answer(self, pipeline: Pipeline, request: R, prepared: P, record: RequestRecord) -> bytes:
+        """The body."""
+
+
+S = TypeVar("S", bound=Service)
+Answer: TypeAlias = Callable[[Exchange, HeaderBlock, S, Any, RequestRecord], Awaitable[None]]
 
 
 class Inference:
@@ -73,15 +99,26 @@ class Inference:
 
     async def serve(self, mouth: Mouth[Any], exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
         """Answers, or raises the DynamoError that is to be the answer."""
-        record = RequestRecord(ids.own, ids.shown, mouth.endpoint, perf_counter())
+        await self._serve(mouth, self._answer, exchange, headers, ids)
+
+    async def serve_whole(
+        self, service: WholeService[Any, Any], exchange: Exchange, headers: HeaderBlock, ids: RequestIds
+    ) -> None:
+        """The same for an answer that comes in one piece."""
+        await self._serve(service, self._answer_whole, exchange, headers, ids)
+
+    async def _serve(
+        self, service: S, answer: Answer[S], exchange: Exchange, headers: HeaderBlock, ids: RequestIds
+    ) -> None:
+        record = RequestRecord(ids.own, ids.shown, service.endpoint, perf_counter())
         _cancel_on_disconnect(exchange)
         self.num_active += 1
         try:
             self._admit(exchange)
-            request = mouth.decode(await exchange.read_body())
+            request = service.decode(await exchange.read_body())
             if request.unknown_fields:
                 self._note_unknown(request.unknown_fields)
-            await self._answer(exchange, headers, mouth, request, record)
+            await answer(exchange, headers, service, request, record)
         except DynamoError as error:
             record.error = error
             raise
@@ -110,6 +147,18 @@ class Inference:
             if name not in self._noted_unknown and len(self._noted_unknown) < MAX_NOTED_UNKNOWN:
                 self._noted_unknown.add(name)
                 log.warning("a client sends the field %.80r, which is unknown here and has no effect", name)
+
+    async def _answer_whole(
+        self,
+        exchange: Exchange,
+        headers: HeaderBlock,
+        service: WholeService[Any, Any],
+        request: Any,
+        record: RequestRecord,
+    ) -> None:
+        prepared = await service.prepare(self._pipeline, request, record, self._routing_headers.read(exchange))
+        self._metrics.begin(record)
+        exchange.respond(200, JSON + headers, await service.answer(self._pipeline, request, prepared, record))
 
     async def _answer(
         self,
@@ -165,11 +214,11 @@ class Inference:
             sse.finish(renderer.last())
         except ClientDisconnected:
             raise
-        except DynamoError as error:
+        except Exception as failure:
             if not sse.is_started:
                 raise
-            record.error = error
-            sse.finish(renderer.failed(error))
+            record.error = _told_of(failure, record)
+            sse.finish(renderer.failed(record.error))
         finally:
             sse.close()
 
@@ -227,6 +276,14 @@ def _cancel_on_disconnect(exchange: Exchange) -> None:
     task = asyncio.current_task()
     assert task is not None
     exchange.on_disconnect = task.cancel
+
+
+def _told_of(failure: Exception, record: RequestRecord) -> DynamoError:
+    """What the client may know."""
+    if isinstance(failure, DynamoError):
+        return failure
+    log.error("request %s failed in mid-answer", record.label, exc_info=failure)
+    return InternalError()
 
 
 def _log_access(record: RequestRecord, now: float) -> None:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from dynamo.frontend.model import Model, ModelLoadError
 from dynamo.frontend.model_table import ModelTable
-from dynamo.shared.errors import ModelNotFound, ModelNotReady
+from dynamo.shared.errors import ModelNotFound, ModelNotReady, NoModelOfKind, RequestError, WrongKindOfModel
 from dynamo.shared.messages import WorkerSet
 from dynamo.shared.protocol import ModelDeploymentCard
 
@@ -84,16 +84,28 @@ class ModelRegistry:
         self._sets_by_name = self._index()
 
     async def get(self, name: str, kind: str) -> Model:
-        """The model that serves `name` for `kind` ("Chat" or "Completions").
+        """The model that serves `name` for `kind`, as "Chat" or "Completions".
 
-        Raises ModelNotFound, and ModelNotReady when no card of it can be served or none is loaded in time.
+        Raises ModelNotFound, WrongKindOfModel or NoModelOfKind, and ModelNotReady when no card of it can be served or
+        none is loaded in time.
         """
-        sets = [s for s in self._sets_by_name.get(name, ()) if kind in self._by_mdcsum[s.mdcsum].kinds]
+        sets = self._sets_by_name.get(name, [])
+        if kind is not None:
+            sets = [s for s in sets if kind in self._by_mdcsum[s.mdcsum].kinds]
         if not sets:
-            raise ModelNotFound(name)
+            raise self._not_served(name, kind)
         if len(sets) == 1 and (model := self._by_mdcsum[sets[0].mdcsum].model) is not None:
             return model
         return self._draw(sets) or await self._wait_for_any(name, sets)
+
+    def _not_served(self, name: str, kind: str | None) -> RequestError:
+        if kind is None:
+            return ModelNotFound(name)
+        if others := self._sets_by_name.get(name):
+            return WrongKindOfModel(name, kind, frozenset().union(*(self._by_mdcsum[s.mdcsum].kinds for s in others)))
+        if any(kind in loading.kinds for loading in self._by_mdcsum.values()):
+            return ModelNotFound(name)
+        return NoModelOfKind(kind)
 
     def _draw(self, sets: list[WorkerSet]) -> Model | None:
         """One of the loaded models, in proportion to the workers that serve it: versions may differ by namespace."""

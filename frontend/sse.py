@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 
@@ -11,9 +12,10 @@ _HEADERS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\nx-acc
 
 
 class SseStream:
-    """The answer 200 is given with the first event, or with the first keep-alive: until then an error is a status."""
+    """The answer 200 is given with the first event, or with the first keep-alive, or when the keeper's time to wait for
+    the first event is over: until then an error is a status."""
 
-    __slots__ = ("_headers", "_keeper", "exchange", "written_at")
+    __slots__ = ("_commit", "_headers", "_keeper", "exchange", "written_at")
 
     def __init__(self, exchange: Exchange, headers: HeaderBlock, keeper: KeepAlive) -> None:
         self.exchange = exchange
@@ -21,6 +23,7 @@ class SseStream:
         self._keeper = keeper
         self.written_at = keeper.now
         keeper.streams.add(self)
+        self._commit = keeper.call_when_due(self._start)
 
     @property
     def is_started(self) -> bool:
@@ -28,10 +31,14 @@ class SseStream:
 
     def write(self, events: bytes) -> None:
         if self._headers is not None:
-            self.exchange.start(200, _HEADERS + self._headers)
-            self._headers = None
+            self._start()
         self.exchange.write(events)
         self.written_at = self._keeper.now
+
+    def _start(self) -> None:
+        if self._headers is not None:
+            self.exchange.start(200, _HEADERS + self._headers)
+            self._headers = None
 
     def finish(self, events: bytes) -> None:
         """`events` are the last, whether they tell of the end or of a failure: the client has got its 200 already."""
@@ -40,6 +47,8 @@ class SseStream:
 
     def close(self) -> None:
         self._keeper.streams.discard(self)
+        if self._commit is not None:
+            self._commit.cancel()
 
     def keep_alive(self) -> None:
         if self.exchange.is_writable:
@@ -47,16 +56,24 @@ class SseStream:
 
 
 class KeepAlive:
-    """Looks after all open streams of a process with one timer. `interval_s` 0 switches it off."""
+    """Looks after all open streams of a process with one timer. `interval_s` 0 switches it off.
 
-    def __init__(self, interval_s: float) -> None:
+    `commit_s` is how long a stream may wait for its first event before it is answered 200; None lets it wait until its
+    first keep-alive.
+    """
+
+    def __init__(self, interval_s: float, commit_s: float | None = None) -> None:
         self.streams: set[SseStream] = set()
         loop = asyncio.get_running_loop()
         self.now = loop.time()  # to the second or so
         self._loop = loop
         self._interval_s = interval_s
+        self._commit_s = commit_s
         if interval_s:
             self._schedule()
+
+    def call_when_due(self, commit: Callable[[], None]) -> asyncio.TimerHandle | None:
+        return None if self._commit_s is None else self._loop.call_later(self._commit_s, commit)
 
     def _schedule(self) -> None:
         self._timer = self._loop.call_later(min(1.0, self._interval_s / 2), self._look)

@@ -16,7 +16,7 @@ from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.model import ModelLoader
 from dynamo.frontend.model_table import ModelTable
 from dynamo.frontend.models import ModelRegistry
-from dynamo.shared.errors import ModelNotFound, ModelNotReady
+from dynamo.shared.errors import ModelNotFound, ModelNotReady, NoModelOfKind, WrongKindOfModel
 from dynamo.shared.messages import TableDelta, Worker, WorkerSet
 from dynamo.worker.config import DEMO_MODEL_DIR
 
@@ -90,9 +90,12 @@ async def test_an_alias_is_another_name_of_the_same_model(fleet: Fleet) -> None:
 
 async def test_an_unknown_name_and_a_kind_the_model_lacks_are_not_found(fleet: Fleet) -> None:
     fleet.change(workers_up=[WORKER], sets_up=[worker_set(card(model_type="Completions"))])
-    for name, kind in (("nope", "Chat"), ("demo", "Chat")):
-        with pytest.raises(ModelNotFound):
-            await fleet.registry.get(name, kind)
+    with pytest.raises(ModelNotFound, match="'nope'"):
+        await fleet.registry.get("nope", "Completions")
+    with pytest.raises(WrongKindOfModel, match="registered for Completions, and not for Chat"):
+        await fleet.registry.get("demo", "Chat")
+    with pytest.raises(NoModelOfKind, match=r"ModelType\.Chat"):
+        await fleet.registry.get("nope", "Chat")
     assert (await fleet.registry.get("demo", "Completions")).name == "demo"
 
 
@@ -118,7 +121,7 @@ async def test_a_model_goes_with_its_last_worker_set(fleet: Fleet) -> None:
     await fleet.registry.get("demo", "Chat")
     fleet.change(sets_down=["set"], workers_down=[1])
     assert fleet.names() == []
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(NoModelOfKind):
         await fleet.registry.get("demo", "Chat")
 
 
