@@ -1,5 +1,6 @@
-"""`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults, and
-docs/metrics.md from the metrics that processes register."""
+"""`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults,
+docs/metrics.md from the metrics that processes register, docs/openai-compatibility.md from the tables that requests are
+checked by, and docs/errors.md from the classes of errors."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ from typing import Any
 
 from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.metric_families import Families
+from dynamo.frontend.openai_compatibility import APIS, OPENAI_API, Api
 from dynamo.router.config import RouterConfig
 from dynamo.router.metrics import RouterMetrics
 from dynamo.shared.config import Config, Option, flags_of
+from dynamo.shared.errors import Entry, catalogue
 from dynamo.shared.log import LogOptions
 from dynamo.shared.metrics import MAX_LABEL_SETS, Distribution, Family, Registry, Value
+from dynamo.shared.statuses import names_of
 from dynamo.worker.config import WorkerConfig
 
 DOCS = Path(__file__).parent
@@ -46,12 +50,58 @@ its meaning and its labels; its counter without `_total` is untyped here, for Pr
 Numbers are at most a second old. Each metric has at most {MAX_LABEL_SETS} sets of labels; what exceeds them is added up
 under the label `other`. Workers that are gone take their gauges along.
 """
+ABOUT_COMPATIBILITY = f"""# What becomes of each field of a request
+
+Written by `make docs` from the tables that requests are checked by; do not edit.
+
+OpenAI's API is meant as of {OPENAI_API}; beside it stand the fields of Dynamo 1.6.1 and those that vLLM adds. A test
+sends each of them and looks for what its row says.
+
+- *honoured*: this gateway does it, or what it takes to have it done.
+- *forwarded*: the worker is told; its engine does it or not.
+- *refused*: a 400 that names the field, for the answer would be one to another question.
+- *no effect*: accepted, and changes no token.
+
+A field that is in none of these tables is unknown: `--unknown-fields` says what becomes of it. Null is the same as
+leaving a field out.
+"""
+ABOUT_ERRORS = """# Errors
+
+Written by `make docs` from the classes of errors; do not edit.
+
+Every error of every route is JSON, in the form that the route's clients read, with the request's id in the header
+`x-request-id`:
+
+- OpenAI's, the usual one: `{"error": {"message", "type", "param", "code"}}`. `param` is the path of the field at fault,
+  as in `messages[0].content`, or null.
+- Dynamo's, with `--error-format dynamo`: `{"message", "type", "code"}`, the type being the phrase of the status and the
+  code its number.
+- Anthropic's, at `/v1/messages` and below: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+
+A stream waits for its first token before it is answered 200, so that an error until then is a status as well;
+`--pre-commit-error-peek-ms` says for how long, and a keep-alive comment that is due ends it too. An error after that is
+the last frame of the stream: `data:` with the same body, in Anthropic's form as an `event: error`. `[DONE]` does not
+follow, but in Dynamo's form, which has it.
+
+Of what a worker says, a 4xx is passed on in its own words, and 503 and 529 as they are; any other failure of its own is
+a 500 without details but `details.backend_status`. Where the log has more than the client is told, the message names
+the request's id. Where *retry* says so, the same request may be sent again, after as many seconds as the header
+`retry-after` says. `--overload-status-code` stands for 529.
+
+| Code | Status | Retry | OpenAI's type | Anthropic's type | gRPC | Meaning |
+|---|---|---|---|---|---|---|
+"""
 PREFIX = "dynamo_frontend"
 
 
 def documents() -> dict[str, str]:
     """By file name."""
-    return {"cli.md": _cli(), "metrics.md": _metrics()}
+    return {
+        "cli.md": _cli(),
+        "metrics.md": _metrics(),
+        "openai-compatibility.md": _compatibility(),
+        "errors.md": _errors(),
+    }
 
 
 # ---- flags
@@ -106,6 +156,32 @@ def _family(family: Family[Value] | Family[Distribution]) -> str:
     labels = ", ".join(f"`{label}`" for label in family.label_names)
     buckets = f" Buckets from {family.bounds[0]:g} to {family.bounds[-1]:g}." if family.bounds else ""
     return f"| `{name}` | {family.kind} | {labels} | {family.help}{buckets} |"
+
+
+# ---- what becomes of a request's fields
+
+
+def _compatibility() -> str:
+    return ABOUT_COMPATIBILITY + "".join(_api(api) for api in APIS)
+
+
+def _api(api: Api) -> str:
+    rows = [f"| `{name}` | {row.fate} | {row.about} |" for name, row in sorted(api.rows.items())]
+    return f"\n## {api.title}\n\n| Field | | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+# ---- errors
+
+
+def _errors() -> str:
+    return ABOUT_ERRORS + "".join(_error(entry) for entry in catalogue())
+
+
+def _error(entry: Entry) -> str:
+    names = names_of(entry.status)
+    retry = "yes" if entry.is_retryable else ""
+    kinds = f"`{names.openai}` | `{names.anthropic}` | `{names.grpc}`"
+    return f"| `{entry.code}` | {entry.status} | {retry} | {kinds} | {entry.meaning} |\n"
 
 
 if __name__ == "__main__":

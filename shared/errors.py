@@ -337,6 +337,7 @@ class ResponseTooLarge(WorkerError):
     code = "worker_response_too_large"
     meaning = "The worker sent a frame that is larger than allowed."
     status = 502
+    retry_after_s = None
     is_suspect = False
     is_migratable = False
 
