@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_SWITCHES = ("thinking", "enable_thinking", "thinking_mode")
 _WORDS: Mapping[object, bool] = {
     "enabled": True,
     "thinking": True,
@@ -15,27 +16,19 @@ _WORDS: Mapping[object, bool] = {
     True: True,
     False: False,
 }
-_TEMPLATE_SWITCHES = ("thinking", "enable_thinking", "thinking_mode")
 
 
-def wants_thinking(
-    thinking: object = None, reasoning_effort: str | None = None, template_kwargs: Mapping[str, Any] | None = None
-) -> bool | None:
-    """None where the request leaves it to the model. The field `thinking` counts first (a bool, or an object with a
-    `type`), then what is said to the template, then whether any effort is allowed. Values of other types say
-    nothing."""
-    kind = thinking.get("type") if isinstance(thinking, Mapping) else thinking
-    if kind == "adaptive":
+def wants_thinking(template_args: Mapping[str, Any]) -> bool | None:
+    """None where it is left to the model. `template_args` are the variables of the chat template, among which is all
+    that a request says of thinking: switches by any name, then whether it allows any effort. Other values say nothing.
+    """
+    if template_args.get("thinking_mode") == "adaptive":
         return None
-    said = _meaning(kind)
-    if template_kwargs:
-        for switch in _TEMPLATE_SWITCHES:
-            if said is None:
-                said = _meaning(template_kwargs.get(switch))
-        reasoning_effort = reasoning_effort or template_kwargs.get("reasoning_effort")
-    if said is None and reasoning_effort is not None:
-        return reasoning_effort != "none"
-    return said
+    for switch in _SWITCHES:
+        if (said := _meaning(template_args.get(switch))) is not None:
+            return said
+    effort = template_args.get("reasoning_effort")
+    return None if effort is None else effort != "none"
 
 
 def _meaning(value: object) -> bool | None:

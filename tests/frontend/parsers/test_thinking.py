@@ -4,39 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.parsers.thinking import wants_thinking
+
+ENABLED, DISABLED, ADAPTIVE = ({"type": name} for name in ("enabled", "disabled", "adaptive"))
+
+
+def arguments(**values: Any) -> dict[str, Any]:
+    return {"chat_template_kwargs": values}
+
 
 SAID: list[tuple[dict[str, Any], bool | None]] = [
     ({}, None),
     ({"thinking": True}, True),
     ({"thinking": False}, False),
-    ({"thinking": {"type": "enabled"}}, True),
-    ({"thinking": {"type": "disabled"}}, False),
-    ({"thinking": {"type": "adaptive"}}, None),
-    ({"thinking": {"type": "adaptive"}, "reasoning_effort": "none"}, None),
-    ({"thinking": {"type": "disabled"}, "reasoning_effort": "high"}, False),
-    ({"thinking": {"type": "enabled"}, "template_kwargs": {"enable_thinking": False}}, True),
-    ({"thinking": {"budget": 5}}, None),
-    ({"thinking": {"type": ["enabled"]}}, None),
-    ({"thinking": 5}, None),
+    ({"thinking": ENABLED}, True),
+    ({"thinking": DISABLED}, False),
+    ({"thinking": ADAPTIVE}, None),
+    ({"thinking": ADAPTIVE, "reasoning_effort": "none"}, None),
+    ({"thinking": DISABLED, "reasoning_effort": "high"}, False),
+    ({"thinking": ENABLED, "reasoning_effort": "none"}, True),
+    ({"thinking": ENABLED, **arguments(thinking=False)}, True),
+    ({"thinking": DISABLED, **arguments(enable_thinking=True)}, False),
     ({"reasoning_effort": "none"}, False),
     ({"reasoning_effort": "minimal"}, True),
     ({"reasoning_effort": "high"}, True),
-    ({"template_kwargs": {"thinking": True}}, True),
-    ({"template_kwargs": {"thinking": False, "enable_thinking": True}}, False),
-    ({"template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, False),
-    ({"template_kwargs": {"enable_thinking": "False"}}, False),
-    ({"template_kwargs": {"enable_thinking": 0}}, False),
-    ({"template_kwargs": {"enable_thinking": None}}, None),
-    ({"template_kwargs": {"thinking_mode": "disabled"}}, False),
-    ({"template_kwargs": {"thinking_mode": "chat"}}, False),
-    ({"template_kwargs": {"reasoning_effort": "none"}}, False),
-    ({"template_kwargs": {"temperature": 1}}, None),
+    ({"reasoning_effort": "high", **arguments(enable_thinking=False)}, False),
+    ({"reasoning_effort": "none", **arguments(enable_thinking=True)}, True),
+    (arguments(thinking=True), True),
+    (arguments(thinking=False, enable_thinking=True), False),
+    (arguments(thinking=True, enable_thinking=False), True),
+    (arguments(enable_thinking="False"), False),
+    (arguments(enable_thinking=0), False),
+    (arguments(enable_thinking=None), None),
+    (arguments(enable_thinking=["no"]), None),
+    (arguments(thinking="disabled"), False),
+    (arguments(thinking_mode="disabled"), False),
+    (arguments(thinking_mode="chat"), False),
+    (arguments(reasoning_effort="none"), False),
+    (arguments(style="brief"), None),
 ]
 
 
-@pytest.mark.parametrize(("request_fields", "wanted"), SAID, ids=str)
-def test_a_request_says_whether_to_think(request_fields: dict[str, Any], wanted: bool | None) -> None:
-    assert wants_thinking(**request_fields) is wanted
+@pytest.mark.parametrize(("fields", "wanted"), SAID, ids=str)
+def test_a_request_says_whether_to_think(fields: dict[str, Any], wanted: bool | None) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
+    request = msgspec.convert(body, ChatCompletionRequest)
+    assert wants_thinking(request.template_args) is wanted
