@@ -1,4 +1,4 @@
-"""The routes of the APIs that generate text: which path is which mouth."""
+"""The routes of the APIs that ask models: which path is which mouth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from msgspec import Struct
 from dynamo.frontend.anthropic import MessagesMouth
 from dynamo.frontend.body_fields import RequestPolicy
 from dynamo.frontend.config import MIB, FrontendConfig
+from dynamo.frontend.embeddings import Embeddings
 from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import Handler, Inference
 from dynamo.frontend.mouths import ChatMouth, CompletionMouth, Mouth
@@ -27,6 +28,7 @@ Routes: TypeAlias = dict[str, dict[str, Handler]]
 """Handlers by path and method. A path that ends with a slash serves all below it that has no handler of its own."""
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 
 
@@ -42,16 +44,17 @@ class ApiRoutes:
 
     def of(self, config: FrontendConfig) -> Routes:
         """Raises ConfigError."""
-        routes = {
+        routes: Routes = {
             CHAT: self._generates(ChatMouth(self._policy, self._errors.of(CHAT), config.reasoning_field_name)),
             COMPLETIONS: self._generates(CompletionMouth(self._policy, self._errors.of(COMPLETIONS))),
+            EMBEDDINGS: {"POST": partial(self._inference.serve_whole, Embeddings(self._policy))},
             **self._responses(_store(config, self._run_dir)),
         }
         return routes | self._messages(config.strip_anthropic_preamble) if config.enable_anthropic_api else routes
 
     def _responses(self, store: ResponseStore | None) -> Routes:
         mouth = ResponsesMouth(self._policy, store, self._errors.of(RESPONSES))
-        routes = {
+        routes: Routes = {
             RESPONSES: self._generates(mouth),
             f"{RESPONSES}/input_tokens": self._counts(mouth.decode_prompt, ResponseInputTokens),
         }

@@ -169,7 +169,9 @@ class Inference:
         record: RequestRecord,
     ) -> None:
         record.is_stream = bool(request.stream)
-        batch = await mouth.prepare(self._pipeline, request, record, self._routing_headers.read(exchange))
+        routing_headers = self._routing_headers.read(exchange)
+        record.answer_id = routing_headers.answer_id
+        batch = await mouth.prepare(self._pipeline, request, record, routing_headers)
         self._metrics.begin(record)
         created = int(time.time())
         if wants_dry_run(request.nvext):
@@ -183,10 +185,10 @@ class Inference:
             return
         collector = Collector(len(batch))
         await self._pipeline.run(batch, record, collector)
-        nvext = None
+        nvext, choices = None, collector.choices()
         if extras is not None:
-            nvext, headers = extras.of_end(record), headers + extras.headers(record)
-        exchange.respond(200, JSON + headers, mouth.body(request, record, created, collector.choices(), nvext))
+            nvext, headers = extras.of_whole(record, choices[0]), headers + extras.headers(record)
+        exchange.respond(200, JSON + headers, mouth.body(request, record, created, choices, nvext))
 
     async def _answer_dry(
         self,
@@ -237,6 +239,8 @@ class Collector:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.logprobs:
             choice.logprobs = (choice.logprobs or []) + delta.logprobs
+        if delta.news is not None:
+            choice.add_news(delta.news)
         return False
 
     async def drain(self) -> None:

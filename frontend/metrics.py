@@ -38,6 +38,7 @@ class RequestRecord(Struct):
     shown_id: str  # what x-request-id says: the client's own, else request_id
     endpoint: str
     started_at: float
+    answer_id: str = ""  # what the client wants the answer's id to be made of
     is_stream: bool = False
     is_begun: bool = False
     ended_at: float = 0.0
@@ -305,7 +306,9 @@ class FrontendMetrics:
         self.families.gauges["dynamo_request_plane_inflight_requests"].labels().set(router.num_active)
 
     def _observe_caches(self, models: ModelRegistry) -> None:
-        stats = [stats for model in models.loaded() if (stats := model.tokenizer.cache_stats()) is not None]
+        stats = [
+            stats for model in models.loaded() if not model.takes_text and (stats := model.tokenizer.cache_stats())
+        ]
         self._cache_hits.catch_up(sum(each.hits for each in stats))
         self._cache_misses.catch_up(sum(each.misses for each in stats))
 

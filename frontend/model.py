@@ -20,6 +20,7 @@ from dynamo.frontend.parsers.registry import UnknownParser, reasoning_parser, to
 from dynamo.frontend.structural_tags import StructuralTags, structural_tags
 from dynamo.frontend.tiktoken_format import tiktoken_format
 from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
+from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
@@ -70,8 +71,9 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of a model that takes tokens."""
-        assert self.codec is not None
+        """Raises InvalidRequest for a model that takes text."""
+        if self.codec is None:
+            raise InvalidRequest(f"The workers of {self.name!r} tokenize by themselves.", "model", "unsupported_value")
         return self.codec.tokenizer
 
     @property
@@ -124,8 +126,10 @@ class ModelLoader:
             raise ModelLoadError(str(error)) from None
 
     def _load(self, card: ModelDeploymentCard, mdcsum: str) -> Model:
+        if card.model_input == "Text":
+            return _text_model(card, mdcsum)
         if card.model_input != "Tokens":
-            raise ModelLoadError(f"its workers take {card.model_input}; this gateway serves workers that take Tokens")
+            raise ModelLoadError(f"its workers take {card.model_input}; this gateway serves those of Tokens and Text")
         config = self._json(card, card.model_info)
         tokenizer_config = self._json(card, card.prompt_formatter)
         generation_config = self._json(card, card.gen_config)
@@ -183,6 +187,23 @@ class ModelLoader:
     def _json(self, card: ModelDeploymentCard, files: dict[str, FileRef] | None) -> JsonObject:
         entry = _only_entry(files)
         return {} if entry is None else _read_json(self._artifacts.fetch(entry[1], card.source_path))
+
+
+def _text_model(card: ModelDeploymentCard, mdcsum: str) -> Model:
+    """Nothing of it is needed here: workers that take text render, tokenize and parse by themselves."""
+    return Model(
+        name=card.display_name,
+        mdcsum=mdcsum,
+        card=card,
+        codec=None,
+        vocab_size=0,
+        chat_template=None,
+        structural_tags=None,
+        tool_parser=None,
+        reasoning_parser=None,
+        eos_token_ids=(),
+        default_sampling={},
+    )
 
 
 def _parser(find: Callable[[str], F], name: str | None, card: ModelDeploymentCard) -> F | None:

@@ -82,7 +82,7 @@ def _check_generate(request: GenerateRequest) -> None:
     if request.logit_bias:
         _check_logit_bias(request.logit_bias)
     if request.nvext is not None:
-        _check_worker_ids(request.nvext)
+        check_worker_ids(request.nvext)
 
 
 def _check_stop(stop: Stop) -> None:
@@ -92,7 +92,7 @@ def _check_stop(stop: Stop) -> None:
             raise wrong_type(f"stop[{index}]", "of the same type as stop[0]: all strings or all token ids", item)
 
 
-def _check_worker_ids(nvext: NvExt) -> None:
+def check_worker_ids(nvext: NvExt) -> None:
     for name in ("backend_instance_id", "prefill_worker_id", "decode_worker_id"):
         if (getattr(nvext, name) or 0) > U64_MAX:
             raise InvalidRequest(f"nvext.{name} is not an unsigned 64-bit number.", f"nvext.{name}", "out_of_range")

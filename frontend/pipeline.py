@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from dynamo.frontend.kept_output import KeptOutput
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.migration import Journey, MigrationRules
+from dynamo.frontend.model import Model
 from dynamo.frontend.models import ModelRegistry
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest
 from dynamo.frontend.placement import PlacementWish
@@ -22,12 +24,15 @@ from dynamo.frontend.prepared import Errand, Prepared, Sink, WorkerAnswer
 from dynamo.frontend.preprocess import count_chat_tokens, prepare_chat, prepare_completion
 from dynamo.frontend.router_client import RouterClient
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
+from dynamo.frontend.text_workers import TextPrompt, prepare_text
 from dynamo.shared.errors import CannotConnect, Overloaded, WorkerError
 from dynamo.shared.messages import Explained, Placed
 from dynamo.shared.request_plane.client import EngineClient
 from dynamo.shared.request_plane.stream import AnswerStream
 
 log = logging.getLogger("dynamo.pipeline")
+
+A = TypeVar("A", bound=WorkerAnswer)
 
 
 class PipelineOptions(Struct, frozen=True):
@@ -51,12 +56,19 @@ class Pipeline:
         self._options = options
         self._loop = asyncio.get_running_loop()
 
+    async def model(self, name: str, kind: str, record: RequestRecord) -> Model:
+        """The model that serves `name` for `kind`; raises what the registry does."""
+        model = await self._models.get(name, kind)
+        record.model = model.name
+        return model
+
     async def prepare_chat(
         self, request: ChatCompletionRequest, record: RequestRecord, headers: RoutingHeaders = NO_ROUTING_HEADERS
     ) -> list[Prepared]:
         """One per choice."""
-        model = await self._models.get(request.model, "Chat")
-        record.model = model.name
+        model = await self.model(request.model, "Chat", record)
+        if model.takes_text:
+            return self._fan_out_text([prepare_text(model, request, headers)], record)
         record.num_reasoning_tokens = None if model.reasoning_parser is None else 0
         return self._fan_out([await prepare_chat(model, request, headers)], record)
 
@@ -64,8 +76,9 @@ class Pipeline:
         self, request: CompletionRequest, record: RequestRecord, headers: RoutingHeaders = NO_ROUTING_HEADERS
     ) -> list[Prepared]:
         """One per choice; those of the first prompt come first."""
-        model = await self._models.get(request.model, "Completions")
-        record.model = model.name
+        model = await self.model(request.model, "Completions", record)
+        if model.takes_text:
+            return self._fan_out_text([prepare_text(model, request, headers, p) for p in request.prompts], record)
         return self._fan_out([await prepare_completion(model, request, p, headers) for p in request.prompts], record)
 
     async def count_tokens(self, request: ChatCompletionRequest) -> int:
@@ -117,6 +130,15 @@ class Pipeline:
         answer = prepared.answer(index, record, sink, journey.output)
         await self._travel(journey, answer, call_id, record)
 
+    async def send(self, errand: Errand, record: RequestRecord, answer_of: Callable[[KeptOutput], A]) -> A:
+        """The same for what is answered otherwise than with text; returns the finished answer."""
+        journey = self._journey(errand, record.request_id, record)
+        answer = answer_of(journey.output)
+        await self._travel(journey, answer, record.request_id, record)
+        return answer
+
+    # ---- one attempt after the other
+
     def _journey(self, errand: Errand, call_id: str, record: RequestRecord) -> Journey:
         wish = self._wish(errand, call_id)
         return Journey(errand, wish, self._options.migration, self._router, record, self._hash_blocks)
@@ -132,8 +154,6 @@ class Pipeline:
         finally:
             record.has_outgrown_migration |= journey.output.has_outgrown
         answer.finish()
-
-    # ---- one attempt
 
     async def _attempt(
         self, journey: Journey, answer: WorkerAnswer, call_id: str, record: RequestRecord
@@ -182,6 +202,12 @@ class Pipeline:
         log.warning("request %s, worker %x: %s", record.label, instance_id, error.log_message)
         if error.is_suspect:
             self._router.report_failure(instance_id, error.code or "failed")
+
+    def _fan_out_text(self, prompts: list[TextPrompt], record: RequestRecord) -> list[Prepared]:
+        """How long the prompts are is for their workers to tell."""
+        batch = self._fan_out(prompts, record)
+        record.num_prompt_tokens = 0
+        return batch
 
     def _fan_out(self, prompts: Sequence[Prepared], record: RequestRecord) -> list[Prepared]:
         """Every choice is a generation of its own: few engines behind Dynamo answer more than one of `n`."""

@@ -151,7 +151,7 @@ async def prepare_chat(
         token_ids = _packed(nvext.token_data, model, "nvext.token_data")
     else:
         text = _raw_prompt(request) if nvext is not None and nvext.use_raw_prompt else render_chat(model, request)
-        token_ids = await _encode(model, text, bool(request.add_special_tokens))
+        token_ids = await encode_text(model, text, bool(request.add_special_tokens))
     prepared = _prepared(model, request, token_ids, headers)
     if request.media_io_kwargs is not None:
         prepared.media_io_kwargs = request.media_io_kwargs
@@ -163,7 +163,7 @@ async def prepare_chat(
 
 async def count_chat_tokens(model: Model, request: ChatCompletionRequest) -> int:
     """Raises InvalidRequest where the template refuses the messages."""
-    return len(await _encode(model, render_chat(model, request), False)) >> 2
+    return len(await encode_text(model, render_chat(model, request), False)) >> 2
 
 
 async def prepare_completion(
@@ -172,7 +172,7 @@ async def prepare_completion(
     if request.nvext is not None and request.nvext.token_data:
         return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"), headers)
     if isinstance(prompt, str):
-        return _prepared(model, request, await _encode(model, prompt, request.add_special_tokens is not False), headers)
+        return _prepared(model, request, await encode_text(model, prompt, request.add_special_tokens is not False), headers)
     return _prepared(model, request, _packed(prompt, model, "prompt"), headers)
 
 
@@ -211,7 +211,7 @@ def unpack_token_ids(token_ids: bytes) -> list[int]:
     return memoryview(token_ids).cast("I").tolist()
 
 
-async def _encode(model: Model, text: str, add_special_tokens: bool) -> bytes:
+async def encode_text(model: Model, text: str, add_special_tokens: bool) -> bytes:
     tokenizer = model.tokenizer
     if tokenizer.is_slow and len(text) > LONG_TEXT:
         return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dynamo.frontend.openai_requests import AgentHints, ChatCompletionRequest, GenerateRequest, JsonObject, NvExt
+from dynamo.frontend.openai_requests import AgentHints, ChatCompletionRequest, JsonObject, NvExt
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.shared.messages import RoutingHints
 from dynamo.shared.protocol import AgentContext, RouterConfigOverride, Routing
@@ -44,7 +46,20 @@ class RoutingWishes(Struct, frozen=True):
 _ANYWHERE = RoutingWishes(Routing(), None, None, None, {}, None, None, None, "nvext.backend_instance_id")
 
 
-def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name: str | None = None) -> RoutingWishes:
+class Wishing(Protocol):
+    """A request of any API that asks workers."""
+
+    @property
+    def cache_salt(self) -> str | None: ...
+
+    @property
+    def priority(self) -> int | None: ...
+
+    @property
+    def nvext(self) -> NvExt | None: ...
+
+
+def routing_wishes(request: Wishing, headers: RoutingHeaders, lora_name: str | None = None) -> RoutingWishes:
     is_plain = request.nvext is None and not request.cache_salt and request.priority is None
     if is_plain and headers is NO_ROUTING_HEADERS and not lora_name:
         return _ANYWHERE
@@ -64,7 +79,7 @@ def routing_wishes(request: GenerateRequest, headers: RoutingHeaders, lora_name:
     )
 
 
-def _routing(request: GenerateRequest, nvext: NvExt, headers: RoutingHeaders, lora_name: str | None) -> Routing:
+def _routing(request: Wishing, nvext: NvExt, headers: RoutingHeaders, lora_name: str | None) -> Routing:
     hints = nvext.agent_hints or _NO_HINTS
     priority = _first(headers.priority, hints.priority)
     if priority is None and request.priority is not None:
@@ -120,7 +135,7 @@ def _pinned_by(nvext: NvExt, headers: RoutingHeaders) -> str:
     return "nvext.routing_constraints" if nvext.routing_constraints is not None else "nvext.backend_instance_id"
 
 
-def _trigger(request: GenerateRequest) -> str:
+def _trigger(request: Wishing) -> str:
     """What the last message is: the user's, or the answer of a tool that the model has called."""
     if not isinstance(request, ChatCompletionRequest):
         return "other"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,23 @@ class ScriptedWorker(AnchorProcess):
 
     script = ("-P", str(Path(__file__).parent / "scripted_worker.py"))  # without the folder of the script on its path
 
-    def __init__(self, store: Store, endpoint: str, model: str, *, codec: str = "msgpack") -> None:
+    def __init__(
+        self,
+        store: Store,
+        endpoint: str,
+        model: str,
+        *,
+        codec: str = "msgpack",
+        model_input: str = "Tokens",
+        model_types: Sequence[str] = ("Chat", "Completions"),
+    ) -> None:
         super().__init__(store, environment={"DYN_REQUEST_PLANE_CODEC": codec})
         self.model = model
         self._endpoint = endpoint
+        self._kind = [model_input, ",".join(model_types)]
 
     def arguments(self) -> list[str]:
-        return [self.store.backend, self._endpoint, str(MODEL_PATH), self.model, str(self.directory)]
+        return [self.store.backend, self._endpoint, str(MODEL_PATH), self.model, str(self.directory), *self._kind]
 
     def is_ready(self, output: str) -> bool:
         return "serving" in output

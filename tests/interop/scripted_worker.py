@@ -1,7 +1,8 @@
 """Run by the interpreter that has ai-dynamo 1.6.1: registers a model and answers as the file `plan.json` says.
 
-Arguments: discovery backend, endpoint, model directory, model name, and the directory of the plan, of `calls.jsonl`
-(what arrived) and of `endings.jsonl` (how each call ended, as this worker sees it).
+Arguments: discovery backend, endpoint, model directory, model name, the directory of the plan, of `calls.jsonl` (what
+arrived) and of `endings.jsonl` (how each call ended, as this worker sees it); what requests are made of, and the model's
+types, joined with commas.
 """
 
 # mypy: ignore-errors
@@ -9,15 +10,18 @@ Arguments: discovery backend, endpoint, model directory, model name, and the dir
 
 import asyncio
 import builtins
+import functools
 import json
+import operator
+import os
 import signal
 import sys
 from pathlib import Path
 
-from dynamo.llm import ModelInput, ModelType, WorkerType, exceptions, register_model
+from dynamo.llm import ModelInput, ModelRuntimeConfig, ModelType, WorkerType, exceptions, register_model
 from dynamo.runtime import DistributedRuntime
 
-BACKEND, ENDPOINT, MODEL_PATH, MODEL_NAME, DIRECTORY = sys.argv[1:]
+BACKEND, ENDPOINT, MODEL_PATH, MODEL_NAME, DIRECTORY, MODEL_INPUT, MODEL_TYPES = sys.argv[1:]
 directory = Path(DIRECTORY)
 
 
@@ -28,6 +32,21 @@ def note(kind, record):
 
 def exception(name, message):
     return (getattr(exceptions, name, None) or getattr(builtins, name))(message)
+
+
+def model_type():
+    return functools.reduce(operator.or_, (getattr(ModelType, name) for name in MODEL_TYPES.split(",")))
+
+
+def runtime_config():
+    """What the variable RUNTIME_CONFIG says, as JSON."""
+    config = ModelRuntimeConfig()
+    for name, value in json.loads(os.environ.get("RUNTIME_CONFIG", "{}")).items():
+        if setter := getattr(config, f"set_{name}", None):
+            setter(value)
+        else:
+            setattr(config, name, value)
+    return config
 
 
 async def answer(request, context):
@@ -55,11 +74,12 @@ async def main():
     loop.add_signal_handler(signal.SIGTERM, runtime.shutdown)
     endpoint = runtime.endpoint(ENDPOINT)
     await register_model(
-        ModelInput.Tokens,
-        ModelType.Chat | ModelType.Completions,
+        getattr(ModelInput, MODEL_INPUT),
+        model_type(),
         endpoint,
         MODEL_PATH,
         MODEL_NAME,
+        runtime_config=runtime_config(),
         worker_type=WorkerType.Aggregated,
     )
     print("serving", flush=True)
