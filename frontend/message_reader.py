@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from dynamo.frontend.forced_calls import forced_functions
 from dynamo.frontend.model import Model
-from dynamo.frontend.openai_requests import ChatCompletionRequest, Thinking
+from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
 from dynamo.frontend.parsers.message import MessageParser, MessagePart
 from dynamo.frontend.parsers.parts import Parser, Reasoning
@@ -95,8 +95,7 @@ def _make_reader(stages: list[Callable[[], Parser]], model: Model) -> MessageRea
 
 def _reasoning_stage(model: Model, request: ChatCompletionRequest, prompt_end: str) -> Iterator[Callable[[], Parser]]:
     if model.reasoning_parser is not None:
-        thinking = request.thinking.type if isinstance(request.thinking, Thinking) else request.thinking
-        is_thinking = wants_thinking(thinking, request.reasoning_effort, request.template_args)
+        is_thinking = wants_thinking(request.template_args)
         yield partial(model.reasoning_parser, ReasoningContext(prompt_end, is_thinking))
 
 
