@@ -45,6 +45,23 @@ class ObjectWriter:
         return "{}" if self.is_empty else "}"
 
 
+class ArrayWriter:
+    """The text of one JSON array, up to each of its items."""
+
+    __slots__ = ("is_empty",)
+
+    def __init__(self) -> None:
+        self.is_empty = True
+
+    def item(self) -> str:
+        opening = "[" if self.is_empty else ", "
+        self.is_empty = False
+        return opening
+
+    def end(self) -> str:
+        return "[]" if self.is_empty else "]"
+
+
 class Argument(Protocol):
     """Turns one value into JSON, piece by piece."""
 

@@ -18,6 +18,9 @@ MAX_TAG = 512
 Step: TypeAlias = Callable[[Any], bool]
 """A method that reads from what is held and says whether the next step may go on; if not, it waits for more text."""
 
+ReadName: TypeAlias = Callable[[str, Functions], str]
+"""The name of a function, from the text of an opening tag; empty where there is none."""
+
 _ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 
 
@@ -30,6 +33,11 @@ def name_attribute(tag: str) -> str:
     return attributes(tag).get("name", "")
 
 
+def name_as_written(tag: str, functions: Functions) -> str:
+    del functions
+    return name_attribute(tag)
+
+
 class CallTags:
     """The tags around calls, made once per format. An opening tag is its beginning, what stands in it, and its end."""
 
@@ -40,10 +48,10 @@ class CallTags:
         call: str,
         call_tag_end: str = ">",
         ends: Iterable[str],
-        read_name: Callable[[str], str] = name_attribute,
+        read_name: ReadName = name_as_written,
     ) -> None:
         """`blocks` are the ways in which a block of calls may begin, and `ends` those in which anything may end.
-        `call_tag_end` is a regular expression; `read_name` finds the name in a tag, or gives an empty one."""
+        `call_tag_end` is a regular expression."""
         self.blocks = blocks
         self.call = call
         self.call_tag_end = re.compile(call_tag_end).search
@@ -163,7 +171,7 @@ class CallParser(ABC):
         end = self._tags.call_tag_end(self._held, 0, MAX_TAG)
         if end is None and len(self._held) < MAX_TAG:
             return False
-        name = self._tags.read_name(self._held[: end.start()]) if end is not None else ""
+        name = self._tags.read_name(self._held[: end.start()], self._functions) if end is not None else ""
         if end is None or not name:
             self._give_back()
             return True

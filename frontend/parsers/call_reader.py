@@ -1,8 +1,8 @@
 """A call that a model writes as a JSON object, read while it is written.
 
-`{"name": "f", "arguments": {...}}`; `parameters` is another word for `arguments`, and all of it may stand inside of
-`{"type": "function", "function": {...}}`. The name alone starts the call, and its arguments go out as they come.
-Arguments before the name wait for it; where there are none the call has `{}`.
+`{"name": "f", "arguments": {...}}`; `parameters` and `args` are other words for `arguments`, and all of it may stand
+inside of `{"type": "function", "function": {...}}`. The name alone starts the call, and its arguments go out as they
+come. Arguments before the name wait for it; where there are none the call has `{}`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_HELD = 1 << 20
 
 _SPACE = re.compile(r"\s*+")
 _SPACE_AND_COMMAS = re.compile(r"[\s,]*+")
-_ARGUMENT_KEYS = ("arguments", "parameters")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _KEYS = ("name", "id", "type", "function", *_ARGUMENT_KEYS)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from dynamo.frontend.parsers.argument import Argument, TextArgument, is_json
-from dynamo.frontend.parsers.call_parser import MAX_TAG, CallParser, CallTags, Step, name_attribute
+from dynamo.frontend.parsers.call_parser import MAX_TAG, CallParser, CallTags, ReadName, Step, name_as_written
 from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.marker import Markers
 
@@ -28,7 +28,7 @@ class Markup(CallTags):
         parameter: str,
         parameter_tag_end: str = ">",
         parameter_end: str,
-        read_name: Callable[[str], str] = name_attribute,
+        read_name: ReadName = name_as_written,
         read_parameter: ReadParameter,
         knows_json: bool = False,
     ) -> None:

@@ -18,8 +18,9 @@ from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.markup import Markup, MarkupParser
 
 
-def _name(tag: str) -> str:
+def _name(tag: str, functions: Functions) -> str:
     """One word; anything else is not the name of a function."""
+    del functions
     words = tag.split()
     return words[0] if len(words) == 1 else ""
 

@@ -11,7 +11,6 @@ object if there are tags in it. All white space of a string is its own, and so i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from dynamo.frontend.parsers.argument import STRING, Argument, TextArgument, types_of
@@ -130,6 +129,3 @@ class MinimaxM3Parser(CallParser):
     def _end_nested(self) -> None:
         self._write_arguments(nested_json("".join(self._nested), PREFIX, self._schema))
         self._step = MinimaxM3Parser._read_call
-
-
-minimax_m3 = partial(MinimaxM3Parser)

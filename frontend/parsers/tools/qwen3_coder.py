@@ -22,12 +22,17 @@ from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.markup import Markup, MarkupParser
 
 
-def _name(tag: str) -> str:
+def _unquoted(tag: str) -> str:
     return tag.strip().strip("\"'")
 
 
+def _name(tag: str, functions: Functions) -> str:
+    del functions
+    return _unquoted(tag)
+
+
 def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argument]:
-    name = _name(tag)
+    name = _unquoted(tag)
     types = types_of(functions.schema_of_parameter(function, name))
     return name, argument_of(types, is_padded=True, knows_null=True)
 

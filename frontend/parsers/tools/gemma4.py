@@ -1,0 +1,169 @@
+"""Calls of Gemma 4.
+
+    <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>a<|"|>,null]}<tool_call|>
+
+Strings are what stands between their marks, markers of calls included, and go out as they come. A bare word that is no
+number, truth value or null is a string too. Brackets that are missing are closed, those that close nothing are left
+out.
+"""
+
+from __future__ import annotations
+
+import re
+from json.encoder import encode_basestring
+
+from dynamo.frontend.parsers.argument import ArrayWriter, ObjectWriter, json_of
+from dynamo.frontend.parsers.call_parser import CallParser, CallTags, Step
+from dynamo.frontend.parsers.context import Functions
+from dynamo.frontend.parsers.marker import Markers
+
+END = "<tool_call|>"
+QUOTE = '<|"|>'
+_NAME = re.compile(r"[\w.-]+")
+_BARE_TYPES = frozenset({"boolean", "integer", "number", "any"})
+_IN_STRING = Markers([QUOTE])
+_IN_KEY = Markers([":", ",", "}", END])
+_AFTER_VALUE = Markers([",", "}", "]", END])
+
+
+def _name(tag: str, functions: Functions) -> str:
+    del functions
+    return tag if _NAME.fullmatch(tag) else ""
+
+
+TAGS = CallTags(call="<|tool_call>call:", call_tag_end=r"\{", ends=[END], read_name=_name)
+
+
+class Gemma4Parser(CallParser):
+    __slots__ = ("_open", "_pieces")
+
+    def __init__(self, functions: Functions) -> None:
+        super().__init__(TAGS, functions)
+        self._open: list[ObjectWriter | ArrayWriter] = []
+        self._pieces: list[str] = []  # of a key or a bare word
+
+    def _begin_call(self) -> Step:
+        self._open = [self._object]
+        self._pieces = []
+        return Gemma4Parser._read_key
+
+    def _cut_off(self) -> None:
+        if self._step is Gemma4Parser._read_string:
+            self._write_arguments('"')
+        elif self._step in (Gemma4Parser._read_value, Gemma4Parser._read_bare):
+            self._end_bare()
+        self._close_all()
+
+    def _read_key(self) -> bool:
+        mark = self._collect(_IN_KEY)
+        if not mark:
+            return False
+        key = "".join(self._pieces).replace(QUOTE, "").strip().strip('"')
+        self._pieces = []
+        top = self._open[-1]
+        if mark != ":":
+            self._step = Gemma4Parser._read_after_value
+            return True
+        self._take(1)
+        if key and isinstance(top, ObjectWriter):
+            self._write_arguments(top.key(key))
+            self._step = Gemma4Parser._read_value
+        return True
+
+    def _read_value(self) -> bool:
+        self._take(len(self._held) - len(self._held.lstrip()))
+        if QUOTE.startswith(self._held) and self._held != QUOTE:
+            return False
+        if self._held.startswith(QUOTE):
+            self._take(len(QUOTE))
+            self._write_item('"')
+            self._step = Gemma4Parser._read_string
+        elif self._held[0] in "{[":
+            self._open_container(self._take(1))
+        else:
+            self._step = Gemma4Parser._read_bare
+        return True
+
+    def _read_string(self) -> bool:
+        found = _IN_STRING.find(self._held)
+        end = found.start() if found is not None else len(self._held) - _IN_STRING.num_held(self._held)
+        self._write_arguments(encode_basestring(self._take(end))[1:-1])
+        if found is not None:
+            self._take(len(QUOTE))
+            self._write_arguments('"')
+            self._step = Gemma4Parser._read_after_value
+        return found is not None
+
+    def _read_bare(self) -> bool:
+        if not self._collect(_AFTER_VALUE):
+            return False
+        self._end_bare()
+        return True
+
+    def _read_after_value(self) -> bool:
+        mark = self._collect(_AFTER_VALUE)
+        self._pieces = []
+        if not mark:
+            return False
+        if mark == END:
+            self._close_all()
+            return True
+        self._take(1)
+        if mark == "}":
+            self._close_object()
+        elif mark == "]":
+            self._close_array()
+        else:
+            in_array = isinstance(self._open[-1], ArrayWriter)
+            self._step = Gemma4Parser._read_value if in_array else Gemma4Parser._read_key
+        return True
+
+    def _collect(self, markers: Markers) -> str:
+        """The marker that what is held begins with now, empty if there is none yet."""
+        found = markers.find(self._held)
+        end = found.start() if found is not None else len(self._held) - markers.num_held(self._held)
+        self._pieces.append(self._take(end))
+        return found[0] if found is not None else ""
+
+    def _end_bare(self) -> None:
+        text = "".join(self._pieces).strip()
+        self._pieces = []
+        if text.lower() in ("none", "nil"):
+            text = "null"
+        if text or isinstance(self._open[-1], ObjectWriter):
+            self._write_item(json_of(text, _BARE_TYPES))
+        self._step = Gemma4Parser._read_after_value
+
+    def _write_item(self, json: str) -> None:
+        """A value, or its beginning; that of an object follows its key."""
+        top = self._open[-1]
+        self._write_arguments((top.item() if isinstance(top, ArrayWriter) else "") + json)
+
+    def _open_container(self, bracket: str) -> None:
+        self._write_item("")
+        if bracket == "{":
+            self._open.append(ObjectWriter())
+            self._step = Gemma4Parser._read_key
+        else:
+            self._open.append(ArrayWriter())
+
+    def _close_object(self) -> None:
+        while isinstance(self._open[-1], ArrayWriter):
+            self._close_last()
+        self._close_last()
+
+    def _close_array(self) -> None:
+        if isinstance(self._open[-1], ArrayWriter):
+            self._close_last()
+
+    def _close_all(self) -> None:
+        while self._open:
+            self._close_last()
+
+    def _close_last(self) -> None:
+        if len(self._open) == 1:
+            self._open.clear()
+            self._end_call()
+        else:
+            self._write_arguments(self._open.pop().end())
+            self._step = Gemma4Parser._read_after_value
