@@ -13,6 +13,7 @@ from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
 from dynamo.frontend.error_formats import ErrorFormat, OpenAiErrors
 from dynamo.frontend.metrics import RequestRecord
+from dynamo.frontend.news_fields import news_fields
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
 from dynamo.frontend.openai_answers import (
     REASONING_FIELD,
@@ -23,7 +24,7 @@ from dynamo.frontend.openai_answers import (
     chat_response,
     completion_response,
 )
-from dynamo.frontend.openai_requests import NvExt
+from dynamo.frontend.openai_requests import GenerateRequest, NvExt
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.prepared import Prepared
 from dynamo.frontend.renderer import ChunkRenderer, Renderer, usage_of
@@ -95,7 +96,8 @@ class ChatMouth:
     def renderer(
         self, request: ChatCompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
     ) -> Renderer:
-        stream_of = partial(ChatStream, _chat_id(record), record.model, created, reasoning_field=self._reasoning_field)
+        id = _id("chatcmpl", request, record)
+        stream_of = partial(ChatStream, id, record.model, created, reasoning_field=self._reasoning_field)
         return ChunkRenderer(stream_of, request, record, extras, self.errors)
 
     def body(
@@ -107,7 +109,16 @@ class ChatMouth:
         nvext: JsonObject | None,
     ) -> bytes:
         usage = None if choices[0].parts is None else usage_of(record)
-        return chat_response(_chat_id(record), record.model, created, choices, usage, nvext, self._reasoning_field)
+        return chat_response(
+            _id("chatcmpl", request, record),
+            record.model,
+            created,
+            choices,
+            usage,
+            nvext,
+            self._reasoning_field,
+            news_fields(request),
+        )
 
 
 class CompletionMouth:
@@ -128,7 +139,7 @@ class CompletionMouth:
     def renderer(
         self, request: CompletionRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
     ) -> Renderer:
-        stream_of = partial(CompletionStream, f"cmpl-{record.request_id}", record.model, created)
+        stream_of = partial(CompletionStream, _id("cmpl", request, record), record.model, created)
         return ChunkRenderer(stream_of, request, record, extras, self.errors)
 
     def body(
@@ -140,8 +151,10 @@ class CompletionMouth:
         nvext: JsonObject | None,
     ) -> bytes:
         usage = None if choices[0].parts is None else usage_of(record)
-        return completion_response(f"cmpl-{record.request_id}", record.model, created, choices, usage, nvext)
+        id = _id("cmpl", request, record)
+        return completion_response(id, record.model, created, choices, usage, nvext, news_fields(request))
 
 
-def _chat_id(record: RequestRecord) -> str:
-    return f"chatcmpl-{record.request_id}"
+def _id(kind: str, request: GenerateRequest, record: RequestRecord) -> str:
+    """Workers and logs know the request by another id where the client names this one."""
+    return f"{kind}-{request.request_id or record.answer_id or record.request_id}"

@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from dynamo.frontend.news_fields import NewsFields
 from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta
 from dynamo.frontend.parsers.parts import Reasoning
+from dynamo.frontend.worker_news import WorkerNews
 
 REASONING_FIELD = "reasoning_content"
 DONE = b"data: [DONE]\n\n"
@@ -43,7 +45,7 @@ class TokenLogprob(Struct):
     """A token that was chosen, and what else could have been."""
 
     token: str
-    logprob: float
+    logprob: float | None
     bytes: list[int] | None = None
     top_logprobs: list[Alternative] = []
     token_id: int | UnsetType = UNSET
@@ -58,6 +60,13 @@ class Choice(Struct):
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
+    news: WorkerNews | None = None
+
+    def add_news(self, news: WorkerNews) -> None:
+        if self.news is None:
+            self.news = news
+        else:
+            self.news.add(news)
 
     @property
     def text(self) -> str | None:
@@ -73,6 +82,17 @@ class Choice(Struct):
     @property
     def calls(self) -> list[ToolCallDelta]:
         return [part for part in self.parts or () if isinstance(part, ToolCallDelta)]
+
+
+class Extra(Struct, frozen=True):
+    """Further fields: of the choice, of its prompt, and the answer's `nvext`. What is empty is left out."""
+
+    of_choice: JsonObject = {}
+    of_prompt: JsonObject = {}
+    nvext: JsonObject = {}
+
+
+NO_EXTRA = Extra()
 
 
 class Model(Struct, kw_only=True):
@@ -128,7 +148,7 @@ class ChatStream:
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
-        nvext: JsonObject | None = None,
+        extra: Extra = NO_EXTRA,
     ) -> bytes:
         """`usage` is the count so far. `part` None says that there never will be any."""
         delta: JsonObject = {"content": ""} if is_first and part is not None else {}
@@ -136,14 +156,16 @@ class ChatStream:
             delta |= self._fields(part)
         if is_first:
             delta["role"] = "assistant"
-        return b'%b%b,"finish_reason":%b,"logprobs":%b}%b%b%b}\n\n' % (
+        return b'%b%b,"finish_reason":%b,"logprobs":%b%b}%b%b%b%b}\n\n' % (
             self._head,
             _encode(delta),
             _encode(finish_reason),
             _encode(_chat_logprobs(logprobs)),
+            _fields(extra.of_choice),
             self._about,
             b"" if usage is None else b',"usage":' + chat_usage(usage),
-            _optional(b"nvext", nvext),
+            _fields(extra.of_prompt),
+            _optional(b"nvext", extra.nvext),
         )
 
     def _fields(self, part: MessagePart) -> JsonObject:
@@ -193,20 +215,22 @@ class CompletionStream:
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
-        nvext: JsonObject | None = None,
+        extra: Extra = NO_EXTRA,
     ) -> bytes:
         """Every chunk looks alike, the first too. Offsets of `logprobs` continue those of the chunk before."""
         shaped = completion_logprobs(logprobs, self._text_offset) if logprobs else None
         self._text_offset += sum(len(token.token) for token in logprobs or ())
-        return b'%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
+        return b'%b%b%b%b%b%b%b}%b,"usage":%b%b}\n\n' % (
             self._text_head,
             _encode(part or ""),
             self._index,
             _optional(b"logprobs", shaped),
             _optional(b"finish_reason", finish_reason),
+            _fields(extra.of_choice),
+            _fields(extra.of_prompt),
             self._about,
             b"null" if usage is None else completion_usage(usage),
-            _optional(b"nvext", nvext),
+            _optional(b"nvext", extra.nvext),
         )
 
 
@@ -214,29 +238,38 @@ def chat_response(
     id: str,
     model: str,
     created: int,
-    choices: Iterable[Choice],
+    choices: Sequence[Choice],
     usage: Usage | None,
     nvext: JsonObject | None = None,
     reasoning_field: str = REASONING_FIELD,
+    news: NewsFields | None = None,
 ) -> bytes:
     """Body of a unary chat completion."""
-    return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion"%b%b}' % (
+    return b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"object":"chat.completion"%b%b%b}' % (
         _encode(id),
-        b",".join(_chat_choice(choice, reasoning_field) for choice in choices),
+        b",".join(_chat_choice(choice, reasoning_field, news) for choice in choices),
         created,
         _encode(model),
         b"" if usage is None else b',"usage":' + chat_usage(usage),
+        b"" if news is None else _fields(news.of_prompt(choices[0])),
         _optional(b"nvext", nvext),
     )
 
 
 def completion_response(
-    id: str, model: str, created: int, choices: Iterable[Choice], usage: Usage | None, nvext: JsonObject | None = None
+    id: str,
+    model: str,
+    created: int,
+    choices: Iterable[Choice],
+    usage: Usage | None,
+    nvext: JsonObject | None = None,
+    news: NewsFields | None = None,
 ) -> bytes:
     """Body of a unary text completion."""
     body = b'{"id":%b,"choices":[%b],"created":%d,"model":%b,"system_fingerprint":null,"object":"text_completion"'
     return b'%b,"usage":%b%b}' % (
-        body % (_encode(id), b",".join(_completion_choice(choice) for choice in choices), created, _encode(model)),
+        body
+        % (_encode(id), b",".join(_completion_choice(choice, news) for choice in choices), created, _encode(model)),
         b"null" if usage is None else completion_usage(usage),
         _optional(b"nvext", nvext),
     )
@@ -254,8 +287,8 @@ class CompletionLogprobs(Struct):
     """Parallel lists; `text_offset` counts characters from the start of the answer."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -272,8 +305,10 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], text_offset: int = 0) ->
     )
 
 
-def _by_token(token: TokenLogprob) -> dict[str, float]:
-    """The chosen token is always among the alternatives."""
+def _by_token(token: TokenLogprob) -> dict[str, float] | None:
+    """The chosen token is always among the alternatives. None where nothing is known, as of a prompt's first token."""
+    if token.logprob is None:
+        return None
     return {other.token: other.logprob for other in token.top_logprobs} | {token.token: token.logprob}
 
 
@@ -285,7 +320,7 @@ def models_response(models: Iterable[Model]) -> bytes:
     return _encode({"object": "list", "data": list(models)})
 
 
-def _chat_choice(choice: Choice, reasoning_field: str) -> bytes:
+def _chat_choice(choice: Choice, reasoning_field: str, news: NewsFields | None) -> bytes:
     """A message of calls alone has no content."""
     calls, reasoning = choice.calls, choice.reasoning
     message: JsonObject = {"content": (choice.text or None) if calls else choice.text}
@@ -294,11 +329,12 @@ def _chat_choice(choice: Choice, reasoning_field: str) -> bytes:
     message |= {"refusal": None, "role": "assistant"}
     if reasoning:
         message[reasoning_field] = reasoning
-    return b'{"index":%d,"message":%b,"finish_reason":%b,"logprobs":%b}' % (
+    return b'{"index":%d,"message":%b,"finish_reason":%b,"logprobs":%b%b}' % (
         choice.index,
         _encode(message),
         _encode(choice.finish_reason),
         _encode(_chat_logprobs(choice.logprobs)),
+        b"" if news is None else _fields(news.of_choice(choice)),
     )
 
 
@@ -313,12 +349,13 @@ def _call_delta(call: ToolCallDelta) -> JsonObject:
     return {"index": call.index, **_call(call)}
 
 
-def _completion_choice(choice: Choice) -> bytes:
-    return b'{"text":%b,"index":%d%b%b}' % (
+def _completion_choice(choice: Choice, news: NewsFields | None) -> bytes:
+    return b'{"text":%b,"index":%d%b%b%b}' % (
         _encode(choice.text or ""),
         choice.index,
         _optional(b"logprobs", choice.logprobs and completion_logprobs(choice.logprobs)),
         _optional(b"finish_reason", choice.finish_reason),
+        b"" if news is None else _fields(news.of_choice(choice) | news.of_prompt(choice)),
     )
 
 
@@ -335,6 +372,11 @@ def _usage(usage: Usage, prompt_details: bytes) -> bytes:
         b"" if cached is None else b',"prompt_tokens_details":' + prompt_details % cached,
         b"" if reasoning is None else b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning,
     )
+
+
+def _fields(fields: JsonObject) -> bytes:
+    """To go on with in an object that has some already."""
+    return b"," + _encode(fields)[1:-1] if fields else b""
 
 
 def _optional(name: bytes, value: Any) -> bytes:

@@ -255,6 +255,11 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
         return 1 if self.top_logprobs is None else self.top_logprobs
 
     @property
+    def num_tops(self) -> int | None:
+        """Alternatives shown of each token; None without logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
     def template_args(self) -> JsonObject:
         """Extra variables for the chat template: what the client gives by name, in a field that has two, and what other
         fields mean for a template."""
@@ -303,6 +308,10 @@ class CompletionBody(GenerateRequest, Generic[P], kw_only=True):
 
     @property
     def logprobs_count(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_tops(self) -> int | None:
         return self.logprobs
 
     @property

@@ -17,10 +17,12 @@ from typing import Protocol
 from msgspec import Struct
 
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
-from dynamo.frontend.openai_answers import Alternative, TokenLogprob
+from dynamo.frontend.openai_answers import TokenLogprob
 from dynamo.frontend.parsers.message import MessagePart
+from dynamo.frontend.token_logprobs import LogprobReader
+from dynamo.frontend.worker_news import WorkerNews
 from dynamo.shared.errors import BackendFailure
-from dynamo.shared.protocol import EngineOutput, TopLogprob
+from dynamo.shared.protocol import EngineOutput
 
 _FINISH_REASONS = {
     "eos": "stop",
@@ -34,10 +36,12 @@ _FINISH_REASONS = {
 
 
 class StopRules(Struct, frozen=True, gc=False):
-    """When a choice ends. Token ids in the two sets stop it; only the visible ones are shown."""
+    """When a choice ends. Token ids in the first two sets stop it; only the visible ones are shown, only the named ones
+    are told as the reason."""
 
     hidden_ids: frozenset[int] = frozenset()
     visible_ids: frozenset[int] = frozenset()
+    named_ids: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
     include_stop_string: bool = False
     min_tokens: int = 0
@@ -59,6 +63,7 @@ class Delta(Struct, gc=False):
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
     parts: list[MessagePart] | None = None
+    news: WorkerNews | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -79,10 +84,13 @@ class Choice(Protocol):
     def take_logprobs(self) -> list[TokenLogprob] | None: ...
 
 
-def make_choice(vocabulary: Vocabulary, rules: StopRules, *, skip_special_tokens: bool, with_logprobs: bool) -> Choice:
+def make_choice(
+    vocabulary: Vocabulary, rules: StopRules, *, skip_special_tokens: bool, logprobs: LogprobReader | None
+) -> Choice:
+    """`logprobs` is given when they are wanted."""
     detokenizer = vocabulary.detokenizer(skip_special_tokens)
-    if rules.strings or with_logprobs:
-        return ExactChoice(detokenizer, rules, vocabulary if with_logprobs else None)
+    if rules.strings or logprobs is not None:
+        return ExactChoice(detokenizer, rules, logprobs)
     return PlainChoice(detokenizer, rules)
 
 
@@ -108,9 +116,11 @@ class PlainChoice:
         else:
             ids = self._cut(ids)
         text = self._detokenizer.push(ids) if ids else output.text or ""
-        if output.finish_reason is not None and self.finish_reason is None:
-            self.finish_reason = finish_reason_of(output)
-            self.stop_reason = output.stop_reason
+        if output.finish_reason is not None:
+            if self.finish_reason is None:
+                self.finish_reason = finish_reason_of(output)
+            if self.stop_reason is None:
+                self.stop_reason = output.stop_reason
         return text
 
     def flush(self) -> str:
@@ -129,9 +139,8 @@ class PlainChoice:
             self.num_tokens += 1
             if token_id in self._stop_ids and self.num_tokens > rules.min_tokens:
                 self.finish_reason = "stop"
-                is_visible = token_id in rules.visible_ids
-                self.stop_reason = token_id if is_visible else None
-                return ids[: position + is_visible]
+                self.stop_reason = token_id if token_id in rules.named_ids else None
+                return ids[: position + (token_id in rules.visible_ids)]
         return ids
 
 
@@ -179,23 +188,22 @@ class ExactChoice:
 
     __slots__ = (
         "_detokenizer",
+        "_logprob_reader",
         "_logprobs",
         "_rules",
         "_stop_ids",
         "_stops",
-        "_vocabulary",
         "finish_reason",
         "num_tokens",
         "stop_reason",
     )
 
-    def __init__(self, detokenizer: Detokenizer, rules: StopRules, vocabulary: Vocabulary | None) -> None:
-        """`vocabulary` is given when logprobs are wanted."""
+    def __init__(self, detokenizer: Detokenizer, rules: StopRules, logprobs: LogprobReader | None) -> None:
         self._detokenizer = detokenizer
         self._rules = rules
         self._stop_ids = rules.stop_ids
         self._stops = StopStrings(rules.strings, rules.include_stop_string) if rules.strings else None
-        self._vocabulary = vocabulary
+        self._logprob_reader = logprobs
         self._logprobs: list[TokenLogprob] | None = None
         self.num_tokens = 0
         self.finish_reason: str | None = None
@@ -207,11 +215,13 @@ class ExactChoice:
             if self.finish_reason is not None:
                 break
             pieces.append(self._push_token(token_id))
-            if self._vocabulary is not None and output.log_probs is not None and position < len(output.log_probs):
-                self._add_logprob(self._vocabulary, token_id, position, output)
-        if output.finish_reason is not None and self.finish_reason is None:
-            self.finish_reason = finish_reason_of(output)
-            self.stop_reason = output.stop_reason
+            if self._logprob_reader is not None:
+                self._add_logprob(self._logprob_reader.of_token(output, position))
+        if output.finish_reason is not None:
+            if self.finish_reason is None:
+                self.finish_reason = finish_reason_of(output)
+            if self.stop_reason is None:
+                self.stop_reason = output.stop_reason
         return "".join(pieces)
 
     def flush(self) -> str:
@@ -235,9 +245,9 @@ class ExactChoice:
         may_stop = self.num_tokens > rules.min_tokens
         if may_stop and token_id in self._stop_ids:
             self.finish_reason = "stop"
+            self.stop_reason = token_id if token_id in rules.named_ids else None
             if token_id not in rules.visible_ids:
                 return ""
-            self.stop_reason = token_id
         return self._match(self._detokenizer.push((token_id,)), may_stop)
 
     def _match(self, text: str, may_stop: bool) -> str:
@@ -250,25 +260,12 @@ class ExactChoice:
             self.finish_reason, self.stop_reason = "stop", self._stops.matched
         return text
 
-    def _add_logprob(self, vocabulary: Vocabulary, token_id: int, position: int, output: EngineOutput) -> None:
-        assert output.log_probs is not None
-        tops = output.top_logprobs[position] if output.top_logprobs and position < len(output.top_logprobs) else []
-        own = vocabulary.token_bytes(token_id)
-        entry = TokenLogprob(
-            own.decode("utf-8", "replace"),
-            output.log_probs[position],
-            list(own),
-            [_alternative(vocabulary, top) for top in tops],
-        )
+    def _add_logprob(self, entry: TokenLogprob | None) -> None:
+        if entry is None:
+            return
         if self._logprobs is None:
             self._logprobs = []
         self._logprobs.append(entry)
-
-
-def _alternative(vocabulary: Vocabulary, top: TopLogprob) -> Alternative:
-    """A worker that does not detokenize sends no text for its alternatives."""
-    raw = top.token.encode() if top.token is not None else vocabulary.token_bytes(top.token_id)
-    return Alternative(raw.decode("utf-8", "replace"), top.logprob, list(raw))
 
 
 def finish_reason_of(output: EngineOutput) -> str:

@@ -70,9 +70,11 @@ class Errand(Protocol):
 
 
 class Prepared(Errand, Protocol):
-    """`token_ids` are packed u32 LE, empty where only the worker knows them."""
+    """`token_ids` are packed u32 LE, empty where only the worker knows them. `formatted_prompt` is the text that a
+    template made, empty unless the request asks for it."""
 
     token_ids: bytes
+    formatted_prompt: str
 
     def choices(self) -> list[Self]:
         """One per choice of its prompt, each with a seed of its own if one was given."""

@@ -18,13 +18,15 @@ from dynamo.frontend.message_reader import PROMPT_END, ReaderFactory, reader_of_
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, GenerateRequest, reject_media
-from dynamo.frontend.openai_requests import JsonObject
+from dynamo.frontend.openai_requests import JsonObject, NvExt
 from dynamo.frontend.openai_wire import extra_args, output_options, sampling_options, stop_conditions
 from dynamo.frontend.postprocess import StopRules
 from dynamo.frontend.prepared import Sink
 from dynamo.frontend.routing_headers import NO_ROUTING_HEADERS, RoutingHeaders
 from dynamo.frontend.routing_wishes import RoutingWishes, routing_wishes
+from dynamo.frontend.telling_answer import TellingAnswer
 from dynamo.frontend.token_answer import TokenAnswer
+from dynamo.frontend.token_logprobs import LogprobReader
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.hashing import hash_seed, pack_tokens, packed_sequence_hashes
 from dynamo.shared.protocol import (
@@ -57,6 +59,12 @@ class TokenPrompt(Struct):
     num_choices: int
     media_io_kwargs: JsonObject | UnsetType = UNSET
     mm_processor_kwargs: JsonObject | UnsetType = UNSET
+    num_tops: int | None = None  # alternatives shown of each token; None where no logprobs are wanted
+    wants_news: bool = False  # of what the worker tells besides text
+    formatted_prompt: str = ""  # kept for an answer that tells it
+    tells_prompt: bool = False  # the answer names the prompt's token ids
+    echo: str | None = None  # what the answer begins with
+    echoes_tokens: bool = False  # the echo is the prompt
     reader_of_message: ReaderFactory | None = None  # None where the answer is nothing but text
     block_hashes: bytes = b""  # empty unless the router wants them
 
@@ -71,6 +79,10 @@ class TokenPrompt(Struct):
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids) >> 2
+
+    @property
+    def unpacked(self) -> list[int]:
+        return unpack_token_ids(self.token_ids)
 
     @property
     def is_guided(self) -> bool:
@@ -113,7 +125,15 @@ class TokenPrompt(Struct):
         )
 
     def answer(self, index: int, record: RequestRecord, sink: Sink, kept: KeptOutput) -> TokenAnswer:
+        if self.wants_news or self.echo is not None:
+            return TellingAnswer(self, index, record, sink, kept)
         return TokenAnswer(self, index, record, sink, kept)
+
+    def logprob_reader(self) -> LogprobReader | None:
+        if self.num_tops is None:
+            return None
+        names_ids = bool(self.output.return_tokens_as_token_ids)
+        return LogprobReader(self.model.vocabulary, self.num_tops, names_ids=names_ids)
 
     def wire_request(self, codec: str, dp_rank: int | None = None) -> PreprocessedRequest:
         """The body for a worker that speaks `codec`, and for the rank that it was placed on."""
@@ -157,6 +177,10 @@ async def prepare_chat(
         prepared.media_io_kwargs = request.media_io_kwargs
     if request.mm_processor_kwargs is not None:
         prepared.mm_processor_kwargs = request.mm_processor_kwargs
+    if request.echo:
+        prepared.echo = _last_words(request)
+    if nvext is not None and _tells_prompt(nvext):
+        prepared.formatted_prompt = text
     prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:])
     return prepared
 
@@ -169,11 +193,24 @@ async def count_chat_tokens(model: Model, request: ChatCompletionRequest) -> int
 async def prepare_completion(
     model: Model, request: CompletionRequest, prompt: Prompt, headers: RoutingHeaders = NO_ROUTING_HEADERS
 ) -> TokenPrompt:
-    if request.nvext is not None and request.nvext.token_data:
-        return _prepared(model, request, _packed(request.nvext.token_data, model, "nvext.token_data"), headers)
-    if isinstance(prompt, str):
-        return _prepared(model, request, await encode_text(model, prompt, request.add_special_tokens is not False), headers)
-    return _prepared(model, request, _packed(prompt, model, "prompt"), headers)
+    nvext, text = request.nvext, None
+    if nvext is not None and nvext.token_data:
+        token_ids = _packed(nvext.token_data, model, "nvext.token_data")
+    elif isinstance(prompt, str):
+        text = prompt
+        token_ids = await encode_text(model, prompt, request.add_special_tokens is not False)
+    else:
+        token_ids = _packed(prompt, model, "prompt")
+    prepared = _prepared(model, request, token_ids, headers)
+    if request.echo:
+        prepared.echo = _decoded(model, prepared.token_ids) if text is None else text
+        prepared.echoes_tokens = True
+    return prepared
+
+
+def _decoded(model: Model, token_ids: bytes) -> str:
+    detokenizer = model.detokenizer()
+    return detokenizer.push(unpack_token_ids(token_ids)) + detokenizer.flush()
 
 
 def render_chat(model: Model, request: ChatCompletionRequest) -> str:
@@ -253,6 +290,9 @@ def _prepared(
         wishes=wishes,
         extra_args=extra_args(request, wishes.cache_salt, _bad_words(model, request.bad_words)),
         num_choices=request.n or 1,
+        num_tops=request.num_tops,
+        wants_news=_wants_news(request),
+        tells_prompt=bool(request.return_token_ids),
     )
 
 
@@ -266,6 +306,29 @@ def _truncated(model: Model, request: GenerateRequest, token_ids: bytes) -> byte
             return token_ids
     assert num is not None
     return token_ids[-4 * num :]
+
+
+_NEWS = frozenset(("completion_token_ids", "engine_data", "routed_experts", "prompt_logprobs"))
+
+
+def _wants_news(request: GenerateRequest) -> bool:
+    if request.return_token_ids or request.prompt_logprobs is not None:
+        return True
+    nvext = request.nvext
+    return nvext is not None and nvext.extra_fields is not None and not _NEWS.isdisjoint(nvext.extra_fields)
+
+
+def _tells_prompt(nvext: NvExt) -> bool:
+    return "formatted_prompt" in (*(nvext.annotations or ()), *(nvext.extra_fields or ()))
+
+
+def _last_words(request: ChatCompletionRequest) -> str:
+    """Of the assistant, for an echo: what its answer goes on with."""
+    message = request.messages[-1]
+    content = message.get("content") if message["role"] == "assistant" else None
+    if isinstance(content, list):
+        return "\n".join(part.get("text", "") for part in content)
+    return content or ""
 
 
 def _bad_words(model: Model, words: list[str] | None) -> list[list[int]]:
@@ -301,7 +364,8 @@ def _stop_rules(model: Model, request: ChatCompletionRequest | CompletionRequest
     max_tokens, min_tokens = request.max_output_tokens, request.min_tokens or 0
     if request.ignore_eos:
         return StopRules(max_tokens=max_tokens, min_tokens=min_tokens)
-    own, eos = frozenset(request.all_stop_token_ids), _id_set(model.eos_token_ids)
+    named, eos = frozenset(request.all_stop_token_ids), _id_set(model.eos_token_ids)
+    own = named
     if not isinstance(request, ChatCompletionRequest) and request.no_stop_trim:
         own, eos, is_visible = own | eos, _NO_IDS, True
     else:
@@ -309,6 +373,7 @@ def _stop_rules(model: Model, request: ChatCompletionRequest | CompletionRequest
     return StopRules(
         hidden_ids=eos if is_visible or not own else eos | own,
         visible_ids=own if is_visible else _NO_IDS,
+        named_ids=named,
         strings=tuple(request.stop_strings),
         include_stop_string=is_visible,
         min_tokens=min_tokens,

@@ -8,7 +8,8 @@ from typing import Protocol, TypeAlias
 from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.metrics import RequestRecord
-from dynamo.frontend.openai_answers import DONE, JsonObject, TokenLogprob, Usage
+from dynamo.frontend.news_fields import news_fields
+from dynamo.frontend.openai_answers import DONE, NO_EXTRA, Extra, JsonObject, TokenLogprob, Usage
 from dynamo.frontend.openai_requests import GenerateRequest
 from dynamo.frontend.parsers.message import MessagePart
 from dynamo.frontend.postprocess import Delta
@@ -51,7 +52,7 @@ class ChoiceStream(Protocol):
         finish_reason: str | None = None,
         logprobs: list[TokenLogprob] | None = None,
         usage: Usage | None = None,
-        nvext: JsonObject | None = None,
+        extra: Extra = NO_EXTRA,
     ) -> bytes: ...
 
 
@@ -76,7 +77,8 @@ class ChunkRenderer:
         self._wants_usage = request.include_usage
         self._wants_running_usage = request.continuous_usage_stats
         self._extras = extras
-        self._is_plain = extras is None and not self._wants_running_usage
+        self._news = news_fields(request)
+        self._is_plain = extras is None and self._news is None and not self._wants_running_usage
         self._choices: dict[int, ChoiceStream] = {}
 
     def of(self, delta: Delta) -> bytes:
@@ -107,27 +109,44 @@ class ChunkRenderer:
         return self._errors.event(error, self._record.shown_id)
 
     def unanswered(self, nvext: JsonObject) -> bytes:
-        return self._stream_of(0).chunk(None, is_first=True, nvext=nvext) + DONE
+        return self._stream_of(0).chunk(None, is_first=True, extra=Extra(nvext=nvext)) + DONE
 
     def _in_full(self, choice: ChoiceStream, delta: Delta, is_first: bool) -> bytes:
         """With all that a chunk can carry; the last part takes it."""
         record, extras = self._record, self._extras
         usage = usage_of(record) if self._wants_running_usage else None
-        events = b""
+        is_very_first = is_first and len(self._choices) == 1
+        events = extras.events(record) if is_very_first and extras is not None else b""
         if is_first or not delta.is_empty:
             *parts, last = delta.parts or [delta.text]
             if parts:
-                events = _in_parts(choice, parts, is_first)
-            nvext = None if extras is None else extras.of_chunk(record)
+                events += _in_parts(choice, parts, is_first)
+            extra = self._extra(delta, is_very_first)
             events += choice.chunk(
-                last, is_first=is_first and not parts, logprobs=delta.logprobs, usage=usage, nvext=nvext
+                last, is_first=is_first and not parts, logprobs=delta.logprobs, usage=usage, extra=extra
             )
-        if is_first and extras is not None and len(self._choices) == 1:
+        if is_very_first and extras is not None:
             events += extras.comment(record)
         if delta.finish_reason:
-            nvext = None if extras is None else extras.of_end(record)
-            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage, nvext=nvext)
+            events += choice.chunk(finish_reason=delta.finish_reason, usage=usage, extra=self._last_extra(delta))
         return events
+
+    def _extra(self, delta: Delta, is_very_first: bool) -> Extra:
+        """What the worker tells is told once, so the delta's end does not find it any more."""
+        extras, news = self._extras, self._news
+        nvext: JsonObject = {}
+        if extras is not None:
+            nvext = extras.of_start(self._record) if is_very_first else nvext
+            nvext = nvext | extras.of_chunk(self._record, delta)
+        extra = Extra(nvext=nvext) if news is None else Extra(news.of_chunk(delta), news.of_prompt(delta), nvext)
+        delta.news = None
+        return extra
+
+    def _last_extra(self, delta: Delta) -> Extra:
+        nvext = {} if self._extras is None else self._extras.of_end(self._record, delta)
+        if self._news is None:
+            return Extra(nvext=nvext)
+        return Extra(self._news.of_choice(delta), self._news.of_prompt(delta), nvext)
 
 
 def _in_parts(choice: ChoiceStream, parts: list[MessagePart], is_first: bool) -> bytes:

@@ -1,4 +1,5 @@
-"""Request headers that say where a request wants to go, read once: pins, priorities, tenant, session, metadata.
+"""Request headers that say where a request wants to go, read once: pins, priorities, tenant, session, metadata; and
+how its answer is to be called.
 
 A header wins over the field of the body that means the same, as in Dynamo 1.6.1; one that cannot be read is refused,
 where 1.6.1 ignores it.
@@ -25,6 +26,7 @@ PREFILL_DP_RANK = ("x-dynamo-prefill-dp-rank", "x-prefill-dp-rank")
 PRIORITY = ("x-dynamo-request-priority",)
 STRICT_PRIORITY = ("x-dynamo-request-strict-priority",)
 TENANT = "x-tenant-id"
+ANSWER_ID = "x-dynamo-request-id"  # deprecated
 SESSION = "x-dynamo-session-id"
 PARENT_SESSION = "x-dynamo-parent-session-id"
 SESSION_FINAL = "x-dynamo-session-final"
@@ -42,6 +44,7 @@ NATIVE_SESSION = (
 # What a body says in `nvext`.
 _HINTS = frozenset((*WORKER, *DP_RANK, *PREFILL_WORKER, *PREFILL_DP_RANK, *PRIORITY, *STRICT_PRIORITY))
 _OTHER_PREFIXES = ("x-worker-", "x-dp-", "x-data-parallel-", "x-prefill-", TENANT, *NATIVE_SESSION)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -60,6 +63,7 @@ class RoutingHeaders(Struct, frozen=True):
     tenant: str = ""
     session: AgentContext | None = None
     metadata: dict[str, str] = {}
+    answer_id: str = ""
 
 
 NO_ROUTING_HEADERS = RoutingHeaders()
@@ -99,6 +103,7 @@ class RoutingHeaderReader:
             strict_priority=_first_integer(given, STRICT_PRIORITY, 0, U32_MAX)[0],
             tenant=given.get(TENANT, "").strip(),
             session=_session(given),
+            answer_id=_uuid(given, ANSWER_ID),
             metadata={name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)},
         )
 
@@ -117,6 +122,13 @@ def _integer(name: str, text: str, lowest: int, highest: int) -> int:
             f"The header {name} is {text[:40]!r}; it must be a whole number from {lowest} to {highest}.", name
         )
     return int(text)
+
+
+def _uuid(given: dict[str, str], name: str) -> str:
+    text = given.get(name, "").strip()
+    if text and not _UUID.fullmatch(text):
+        raise InvalidRequest(f"The header {name} is {text[:40]!r}; it must be a UUID.", name)
+    return text.lower()
 
 
 def _session(given: dict[str, str]) -> AgentContext | None:

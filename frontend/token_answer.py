@@ -43,7 +43,7 @@ class TokenAnswer:
             prompt.model.vocabulary,
             prompt.rules,
             skip_special_tokens=bool(prompt.output.skip_special_tokens),
-            with_logprobs=prompt.output.logprobs is not None,
+            logprobs=prompt.logprob_reader(),
         )
         self._reader = None if prompt.reader_of_message is None else prompt.reader_of_message()
         self._index = index

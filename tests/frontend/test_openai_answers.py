@@ -16,6 +16,7 @@ from dynamo.frontend.openai_answers import (
     ChatStream,
     Choice,
     CompletionStream,
+    Extra,
     Model,
     TokenLogprob,
     Usage,
@@ -108,7 +109,7 @@ def test_chat_chunk_with_everything() -> None:
         finish_reason="tool_calls",
         logprobs=TOKENS,
         usage=USAGE,
-        nvext={"worker_id": {"decode_worker_id": 1}},
+        extra=Extra(nvext={"worker_id": {"decode_worker_id": 1}}),
     )
     chunk = chat_chunk(frame)
     assert chunk.usage is not None

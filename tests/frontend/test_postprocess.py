@@ -6,6 +6,7 @@ import pytest
 
 from dynamo.frontend.detokenizer import TokenTable
 from dynamo.frontend.postprocess import Choice, StopRules, StopStrings, make_choice
+from dynamo.frontend.token_logprobs import LogprobReader
 from dynamo.shared.errors import BackendFailure
 from dynamo.shared.protocol import EngineOutput, TopLogprob
 
@@ -21,8 +22,9 @@ def vocabulary() -> TokenTable:
     return TokenTable(b"".join(PIECES), bytes(offsets), (EOS, END))
 
 
-def choice(rules: StopRules, with_logprobs: bool = False) -> Choice:
-    return make_choice(vocabulary(), rules, skip_special_tokens=False, with_logprobs=with_logprobs)
+def choice(rules: StopRules, with_logprobs: bool = False, num_tops: int = 2, names_ids: bool = False) -> Choice:
+    logprobs = LogprobReader(vocabulary(), num_tops, names_ids=names_ids) if with_logprobs else None
+    return make_choice(vocabulary(), rules, skip_special_tokens=False, logprobs=logprobs)
 
 
 def ids(text: str) -> list[int]:
@@ -49,10 +51,24 @@ def test_a_hidden_id_ends_the_choice_unseen_and_counts(exact: bool) -> None:
 
 
 @BOTH_FORMS
-def test_a_visible_id_is_shown_and_named(exact: bool) -> None:
+def test_a_visible_id_is_shown(exact: bool) -> None:
     made = choice(StopRules(visible_ids=frozenset({END})), exact)
     assert feed(made, [*ids("ab"), END, *ids("cd")]) == "ab<end>"
+    assert (made.finish_reason, made.stop_reason) == ("stop", None)
+
+
+@BOTH_FORMS
+def test_a_named_id_is_the_reason_whether_or_not_it_is_shown(exact: bool) -> None:
+    made = choice(StopRules(hidden_ids=frozenset({EOS, END}), named_ids=frozenset({END})), exact)
+    assert feed(made, [*ids("ab"), END]) == "ab"
     assert (made.finish_reason, made.stop_reason) == ("stop", END)
+
+
+@BOTH_FORMS
+def test_the_worker_gives_a_reason_where_we_know_none(exact: bool) -> None:
+    made = choice(StopRules(hidden_ids=frozenset({EOS})), exact)
+    assert feed(made, EngineOutput(token_ids=[*ids("ab"), EOS], finish_reason="stop", stop_reason=EOS)) == "ab"
+    assert (made.finish_reason, made.stop_reason) == ("stop", EOS)
 
 
 @BOTH_FORMS
@@ -153,4 +169,21 @@ def test_logprobs_carry_the_tokens_own_text() -> None:
     assert logprobs is not None
     assert [(each.token, each.logprob, each.bytes) for each in logprobs] == [("a", -0.1, [97])]
     assert [(other.token, other.bytes) for other in logprobs[0].top_logprobs] == [("a", [97]), ("é", [195, 169])]
+    assert made.take_logprobs() is None
+
+
+@pytest.mark.parametrize(("num_tops", "expected"), [(0, []), (1, ["token_id:97"]), (5, ["token_id:97", "token_id:98"])])
+def test_so_many_alternatives_are_shown_as_were_asked_for(num_tops: int, expected: list[str]) -> None:
+    made = choice(StopRules(), with_logprobs=True, num_tops=num_tops, names_ids=True)
+    tops = [[TopLogprob(97, "a", -0.1), TopLogprob(98, "b", float("-inf"))]]
+    made.push(EngineOutput(token_ids=[97], log_probs=[-0.1], top_logprobs=tops))
+    (entry,) = made.take_logprobs() or []
+    assert (entry.token, entry.token_id, bytes(entry.bytes or ())) == ("token_id:97", 97, b"token_id:97")
+    assert [other.token for other in entry.top_logprobs] == expected
+    assert all(other.logprob >= -9999 for other in entry.top_logprobs)
+
+
+def test_no_logprobs_come_of_a_worker_that_tells_none() -> None:
+    made = choice(StopRules(), with_logprobs=True)
+    made.push(EngineOutput(token_ids=ids("a")))
     assert made.take_logprobs() is None
