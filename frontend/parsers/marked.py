@@ -16,7 +16,8 @@ it cannot tell before more comes, it leaves in `_held`."""
 class MarkedParser:
     """Content until one of the markers, which are never part of it; a subclass says what a marker begins.
 
-    Space that stands alone before, between or after calls is dropped, other space is content.
+    Space that stands alone before, between or after markers and calls is dropped, other space is content. So is what
+    may be the beginning of a marker, if the text ends with it.
     """
 
     __slots__ = ("_has_calls", "_held", "_is_plain", "_markers", "_may_begin", "_space", "_state")
@@ -51,6 +52,7 @@ class MarkedParser:
         if marker is not None:
             self._add_content(text[: marker.start()], parts)
             self._is_plain = False
+            self._space = ""
             return self._after_marker(marker[0], text[marker.end() :])
         end = len(text) - self._markers.num_held(text)
         self._add_content(text[:end], parts)
