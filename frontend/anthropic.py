@@ -40,6 +40,7 @@ _OF_PROMPT: dict[str, Row] = {
     "cache_control": no_effect("Workers cache every prefix, and the router finds it."),
     "mcp_servers": refused("Offer their tools as your own.", []),
     "context_management": no_effect("Nothing is edited out of the context."),
+    "nvext": honoured("As in chat completions."),
 }
 _OF_ANSWER: dict[str, Row] = {
     "max_tokens": honoured("1 to 2^20."),
@@ -54,7 +55,6 @@ _OF_ANSWER: dict[str, Row] = {
     "inference_geo": no_effect("Workers are where they are."),
     "speed": no_effect("There is one speed."),
     "diagnostics": no_effect("The answer says how much of the prompt was cached."),
-    "nvext": honoured("As in chat completions."),
 }
 MESSAGES = Api("Anthropic's messages: `POST /v1/messages`", MessagesRequest, _OF_PROMPT | _OF_ANSWER)
 COUNT_TOKENS = Api("`POST /v1/messages/count_tokens`", CountTokensRequest, _OF_PROMPT)

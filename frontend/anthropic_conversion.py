@@ -45,7 +45,6 @@ def chat_of(request: MessagesRequest, *, strips_preamble: bool) -> ChatCompletio
     chat.top_k = request.top_k
     chat.top_p = request.top_p or None
     chat.user = (request.metadata.user_id or None) if request.metadata is not None else None
-    chat.nvext = request.nvext
     if request.thinking is not None:
         chat.thinking_token_budget = request.thinking.budget_tokens
     if (schema := request.schema_of_answer) is not None:
@@ -69,6 +68,7 @@ def prompt_of(request: CountTokensRequest, *, strips_preamble: bool) -> ChatComp
         reasoning_effort=None if request.output_config is None else request.output_config.effort,
         add_generation_prompt=False if is_continued else None,
         continue_final_message=is_continued or None,
+        nvext=request.nvext,
     )
 
 

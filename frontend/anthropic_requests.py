@@ -155,6 +155,7 @@ class CountTokensRequest(Struct, kw_only=True, dict=True):
     cache_control: Any = None
     mcp_servers: list[Any] | None = None
     context_management: Any = None
+    nvext: NvExt | None = None
 
     @property
     def unknown_fields(self) -> tuple[str, ...]:
@@ -181,4 +182,3 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     inference_geo: str | None = None
     speed: str | None = None
     diagnostics: Any = None
-    nvext: NvExt | None = None

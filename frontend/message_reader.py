@@ -64,20 +64,30 @@ class MessageReader:
         return num_tokens
 
     def _count(self, parts: list[MessagePart], num_tokens: int) -> None:
-        """Where reasoning ends within a delta, what follows it is tokenized to tell the two apart."""
         if not parts:
             if self._is_reasoning is None:
                 self._num_undecided += num_tokens
             elif self._is_reasoning:
                 self._num_reasoning_tokens += num_tokens
             return
-        has_reasoned = any(isinstance(part, Reasoning) for part in parts)
-        if has_reasoned or self._is_reasoning:
-            rest = "".join(part for part in parts if isinstance(part, str))
-            num_rest = min(num_tokens, self._count_tokens(rest)) if rest else 0
-            self._num_reasoning_tokens += self._num_undecided + num_tokens - num_rest
+        self._num_reasoning_tokens += self._num_thought(parts, num_tokens)
         self._num_undecided = 0
         self._is_reasoning = isinstance(parts[-1], Reasoning)
+
+    def _num_thought(self, parts: list[MessagePart], num_tokens: int) -> int:
+        """Of a delta and what was undecided before it. Where reasoning begins or ends within the delta it is told apart
+        by its text, a marker being one token; a marker whose delta had nothing else to tell was counted with that."""
+        thought = "".join(part.text for part in parts if isinstance(part, Reasoning))
+        if not thought and not self._is_reasoning:
+            return 0
+        if isinstance(parts[-1], Reasoning):
+            return self._num_undecided + num_tokens
+        if not thought:
+            is_content = all(isinstance(part, str) for part in parts)
+            rest = "".join(part for part in parts if isinstance(part, str))
+            return 1 if is_content and num_tokens > self._count_tokens(rest) else 0
+        num_markers = 1 if self._is_reasoning or self._num_undecided else 2
+        return self._num_undecided + min(num_tokens, self._count_tokens(thought) + num_markers)
 
 
 def reader_of_message(model: Model, request: ChatCompletionRequest, prompt_end: str) -> ReaderFactory | None:

@@ -30,7 +30,6 @@ def chat_of(request: ResponsesRequest, past: Iterable[JsonObject] = ()) -> ChatC
     chat.temperature = request.temperature
     chat.top_p = request.top_p
     chat.user = request.user or None
-    chat.nvext = request.nvext
     if request.wants_logprobs:
         chat.logprobs, chat.top_logprobs = True, request.top_logprobs or 0
     if request.text is not None and request.text.format is not None:
@@ -53,6 +52,7 @@ def prompt_of(request: ResponsesPrompt, past: Iterable[JsonObject] = ()) -> Chat
         parallel_tool_calls=request.parallel_tool_calls,
         reasoning_effort=None if reasoning is None else reasoning.effort,
         verbosity=None if text is None else text.verbosity,
+        nvext=request.nvext,
     )
 
 
