@@ -1,8 +1,8 @@
 """Run by the interpreter that has ai-dynamo 1.6.1: registers a model and answers as the file `plan.json` says.
 
 Arguments: discovery backend, endpoint, model directory, model name, the directory of the plan, of `calls.jsonl` (what
-arrived) and of `endings.jsonl` (how each call ended, as this worker sees it); what requests are made of, and the model's
-types, joined with commas.
+arrived) and of `endings.jsonl` (how each call ended, as this worker sees it); what requests are made of; the types of
+the model, joined with commas.
 """
 
 # mypy: ignore-errors
