@@ -27,7 +27,7 @@ LINES = ("Привет, как дела? 这是一个很长的问题。👩‍�
 def main() -> None:
     body = conversation()
     num_messages = len(decode_chat(body).messages)
-    print(f"{len(body):,} bytes, {num_messages} messages, ms\n{'decoded and checked':<43}{decoded_in(body):>6.2f}")
+    print(f"{len(body):,} bytes, {num_messages} messages, ms\n{'decoded and checked':<44}{decoded_in(body):>6.2f}")
     given = [Path(name) for name in sys.argv[1:]]
     for path in given or sorted([*TEMPLATES.glob("*.jinja"), *TEMPLATES.glob("by_hand/*.jinja")]):
         print(f"... and rendered, {path.stem:<25} {rendered_in(body, path):>6.2f}")

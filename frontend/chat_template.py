@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from dynamo.frontend.conversation_form import ConversationForm, Message
@@ -16,6 +17,7 @@ from dynamo.shared.errors import InternalError, InvalidRequest
 __all__ = ["ChatTemplate", "ChatTemplateError", "Message", "parse_special_tokens", "parse_templates"]
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MAX_VARIANTS = 16  # templates that requests bring along, kept compiled per model; the one unused for longest goes
 # Marks where the final message ends; the space at its end tells whether the template trims what it prints.
 _END = "\U000f0002end of the final message\U000f0002 "
 
@@ -37,9 +39,16 @@ class ChatTemplate:
             raise ChatTemplateError("the list of chat templates is empty")
         self._default = default
         self._tool_use = compiled.get("tool_use", default)
+        self._variant = lru_cache(MAX_VARIANTS)(self._compile_variant)
 
     def with_source(self, source: str) -> ChatTemplate:
-        """Another template for the same model. Raises ChatTemplateError if it does not compile."""
+        """Another template for the same model, from memory in microseconds or compiled in some milliseconds.
+
+        Raises ChatTemplateError if it does not compile.
+        """
+        return self._variant(source)
+
+    def _compile_variant(self, source: str) -> ChatTemplate:
         return ChatTemplate({"default": source}, self._constants, self._now)
 
     def render(

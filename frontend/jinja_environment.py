@@ -1,13 +1,13 @@
 """minijinja set up to compute and print what the Jinja2 environment of `transformers` does.
 
-    compile_template(source, now) -> CompiledTemplate; its render(context) -> text
+    CompiledTemplate(source).render(context) -> text
 
 Source passes through `jinja_source.translate`. Floats of a request go in as `PythonFloat` (see `with_python_floats`),
 because a float in minijinja forgets that 2.0 is not 2 and prints 1e-07 as 0.0000001.
 
 What stays different: `%` does not format strings, values of different types compare without an error, a loop over a
 computed None yields nothing, macros have neither `varargs` nor `kwargs`, `safe` text does not escape what is added to
-it, float literals of the template itself print without exponents and lose `.0` in `tojson`, and a list that the
+it, floats that the template itself makes print without exponents and lose `.0` in `tojson`, and a list that the
 template makes prints invisible characters as they are.
 """
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from datetime import datetime
 
 import pytest
 
@@ -240,3 +241,114 @@ def test_an_empty_list_of_templates_is_refused() -> None:
 def test_special_tokens_are_strings_or_objects() -> None:
     config = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": None, "x": "y"}
     assert parse_special_tokens(config) == TOKENS
+
+
+def talk(role: str, content: object) -> list[dict[str, object]]:
+    return [{"role": role, "content": content}, {"role": "user", "content": "hi"}]
+
+
+TEXT_OR_PARTS = """
+{%- for message in messages %}{{ message.role }}:
+    {%- if message.content is string %}{{ message.content }}
+    {%- elif message.role == 'user' %}{% for part in message.content %}<{{ part.text }}>{% endfor %}
+    {%- else %}{{ raise_exception('text!') }}{% endif %};
+{%- endfor %}
+"""
+
+
+def test_each_role_has_a_form_of_content_of_its_own() -> None:
+    template = ChatTemplate({"default": TEXT_OR_PARTS.replace("<{{ part.text }}>", "{{ part.text }}")})
+    assert template.render(talk("system", PARTS)) == "system:one\ntwo;user:hi;"
+    assert template.render([{"role": "user", "content": PARTS}]) == "user:onetwo;"
+
+
+def test_parts_that_print_unlike_text_are_joined() -> None:
+    assert ChatTemplate({"default": TEXT_OR_PARTS}).render([{"role": "user", "content": PARTS}]) == "user:one\ntwo;"
+
+
+def test_a_refusal_is_text_of_the_assistant() -> None:
+    said = [{"type": "text", "text": "Sorry."}, {"type": "refusal", "refusal": "No."}]
+    assert "assistant\nSorry.\nNo.<|im_end|>" in ChatTemplate({"default": CHATML}).render(talk("assistant", said))
+
+
+def test_content_that_is_not_text_is_left_to_the_template() -> None:
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(InvalidRequest):
+        ChatTemplate({"default": CHATML}).render(talk("user", image))
+
+
+KNOWS_DEVELOPER = (
+    "{% for m in messages %}{% if m.role == 'developer' %}<D>{% endif %}{{ m.role }}:{{ m.content }};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (CHATML, "<|im_start|>system\nRules<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"),
+        (KNOWS_DEVELOPER, "<D>developer:Rules;user:hi;"),
+        (
+            "{% for m in messages if m.role in ['system', 'user'] %}{{ m.role }}:{{ m.content }};{% endfor %}",
+            "system:Rules;user:hi;",
+        ),
+    ],
+)
+def test_the_developer_is_the_system_where_the_template_does_not_know_better(source: str, text: str) -> None:
+    assert ChatTemplate({"default": source}).render(talk("developer", "Rules"), add_generation_prompt=False) == text
+
+
+@pytest.mark.parametrize("given", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("read", ["reasoning_content", "reasoning", "thinking"])
+def test_past_reasoning_is_handed_over_under_every_name(given: str, read: str) -> None:
+    template = ChatTemplate({"default": "{{ messages[0]." + read + " }}|{{ messages[1]." + read + " is defined }}"})
+    messages = talk("assistant", "b")
+    messages[0][given] = "why"
+    assert template.render(messages) == "why|False"
+
+
+def test_what_is_null_is_absent() -> None:
+    template = ChatTemplate({"default": "{{ messages[0] | tojson }}"})
+    message = {"role": "assistant", "content": None, "tool_calls": None, "name": "x"}
+    assert template.render([message]) == '{"role": "assistant", "name": "x"}'
+
+
+def test_the_clock_of_a_template_can_be_set() -> None:
+    template = ChatTemplate({"default": "{{ strftime_now('%d %b %Y') }}"}, now=lambda: datetime(2026, 2, 3))
+    assert template.render(TALK) == "03 Feb 2026"
+
+
+def test_a_template_of_ones_own_has_the_tokens_of_the_model() -> None:
+    template = ChatTemplate({"default": CHATML}, TOKENS)
+    other = template.with_source("{{ bos_token }}{{ messages[-1].content }}")
+    assert other.render(TALK) == "<s>Thanks 👍"
+    assert template.with_source("{{ bos_token }}{{ messages[-1].content }}") is other
+    with pytest.raises(ChatTemplateError, match="line 1"):
+        template.with_source("{% if %}")
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "text"),
+    [
+        (CHATML, "So far ", "<|im_start|>assistant\nSo far "),
+        (LLAMA, "So far ", "assistant<|end_header_id|>\n\nSo far"),
+        (CHATML, [{"type": "text", "text": "So"}, {"type": "text", "text": "far"}], "<|im_start|>assistant\nSo\nfar"),
+        (PARTS_ONLY, "So far", "So far"),
+    ],
+)
+def test_a_final_message_is_continued_where_its_content_ends(source: str, content: object, text: str) -> None:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": content}]
+    template = ChatTemplate({"default": source}, TOKENS)
+    assert template.render(messages, add_generation_prompt=False, continue_final_message=True).endswith(text)
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "image_url", "image_url": {"url": "x"}}]])
+def test_a_final_message_without_text_cannot_be_continued(content: object) -> None:
+    with pytest.raises(InvalidRequest, match="no text to continue"):
+        ChatTemplate({"default": CHATML}).render(
+            [{"role": "assistant", "content": content}], continue_final_message=True
+        )
+
+
+def test_a_final_message_that_is_not_printed_cannot_be_continued() -> None:
+    with pytest.raises(InvalidRequest, match="does not print"):
+        ChatTemplate({"default": "{{ messages[0].role }}"}).render(TALK, continue_final_message=True)
