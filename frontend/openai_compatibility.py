@@ -124,7 +124,7 @@ _CHAT: dict[str, Row] = {
     "tool_choice": honoured("`none`, `auto`, `required` or a function; the last two guide the output."),
     "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
     "response_format": forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),
-    "echo": honoured("The answer begins with the message it continues; with `continue_final_message`."),
+    "echo": honoured("The answer begins with the last message, if that is the assistant's own."),
     "chat_template": honoured(
         "With `--trust-request-chat-template`; else refused, for a template is a program that comes from the client."
     ),

@@ -27,6 +27,7 @@ def check_chat(request: ChatCompletionRequest, *, trusts_templates: bool = False
     _check_generate(request)
     names = check_tools(request.tools) if request.tools else set()
     _check_template_options(request)
+    _check_extra_fields(request, request.n or 1)
     if request.chat_template is not None and not trusts_templates:
         raise InvalidRequest(
             "This gateway renders with the template of the model alone; its operator can allow others with "
@@ -48,6 +49,7 @@ def check_completion(request: CompletionRequest) -> None:
         raise InvalidRequest(
             f"{len(request.prompts)} prompts with n = {n} make more than {MAX_CHOICES} choices.", "n", "out_of_range"
         )
+    _check_extra_fields(request, n * len(request.prompts))
 
 
 def refuse(request: object, names: list[str], api: Api) -> None:
@@ -56,6 +58,16 @@ def refuse(request: object, names: list[str], api: Api) -> None:
         row, value = api.rows[name], getattr(request, name)
         if value is not None and value not in row.neutral:
             raise InvalidRequest(f"{name} is not supported by this gateway. {row.about}", name, "unsupported_field")
+
+
+def _check_extra_fields(request: GenerateRequest, num_choices: int) -> None:
+    """`nvext` belongs to an answer, not to one of its choices."""
+    if num_choices > 1 and request.nvext is not None and "completion_token_ids" in (request.nvext.extra_fields or ()):
+        raise _conflict(
+            "completion_token_ids among nvext.extra_fields needs an answer of one choice; return_token_ids tells those "
+            "of each.",
+            "nvext.extra_fields",
+        )
 
 
 def _check_prompt(prompt: Any) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
+from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError
 from dynamo.frontend.kept_output import KeptOutput
 from dynamo.frontend.message_reader import PROMPT_END, ReaderFactory, reader_of_message
 from dynamo.frontend.metrics import RequestRecord
@@ -214,19 +215,30 @@ def _decoded(model: Model, token_ids: bytes) -> str:
 
 
 def render_chat(model: Model, request: ChatCompletionRequest) -> str:
-    if model.chat_template is None:
+    template = model.chat_template if request.chat_template is None else _own_template(model, request.chat_template)
+    if template is None:
         raise InvalidRequest(
             f"The model {model.name!r} has no chat template; use /v1/completions.", "model", "no_chat_template"
         )
     reject_media(request.messages)
     hides_tools = request.tool_choice == "none" and model.card.runtime_config.exclude_tools_when_tool_choice_none
-    return model.chat_template.render(
+    return template.render(
         request.messages,
         None if hides_tools else request.tools,
         add_generation_prompt=request.add_generation_prompt is not False,
         kwargs=request.template_args,
         continue_final_message=bool(request.continue_final_message),
     )
+
+
+def _own_template(model: Model, source: str) -> ChatTemplate:
+    """The request's, where requests may bring one."""
+    try:
+        if model.chat_template is None:
+            return ChatTemplate({"default": source})
+        return model.chat_template.with_source(source)
+    except ChatTemplateError as error:
+        raise InvalidRequest(f"chat_template does not compile: {error}", "chat_template") from None
 
 
 def pack_token_ids(token_ids: bytes) -> msgspec.Raw:

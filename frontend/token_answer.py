@@ -30,9 +30,11 @@ class TokenAnswer:
         "_milestone",
         "_num_cached_tokens",
         "_num_prompt_tokens",
+        "_num_reasoning_tokens",
         "_output_limit",
         "_placement",
         "_reader",
+        "_reads_reasoning",
         "_record",
         "_sink",
         "is_ended_by_worker",
@@ -56,6 +58,8 @@ class TokenAnswer:
         self._milestone = 1  # tokens at which somebody wants to know of them
         self._last: Delta | None = None
         self._num_cached_tokens: int | None = None
+        self._num_reasoning_tokens: int | None = None  # as the worker counts them
+        self._reads_reasoning = prompt.model.reasoning_parser is not None
         self.is_ended_by_worker = False
 
     def follow(self, placement: Placement) -> None:
@@ -89,7 +93,10 @@ class TokenAnswer:
 
     def finish(self) -> None:
         """A worker that completed without giving a reason has simply stopped."""
-        self._record.note_end(perf_counter(), self._num_cached_tokens)
+        record = self._record
+        record.note_end(perf_counter(), self._num_cached_tokens)
+        if self._num_reasoning_tokens is not None and not self._reads_reasoning:
+            record.num_reasoning_tokens = (record.num_reasoning_tokens or 0) + self._num_reasoning_tokens
         self._sink.push(self._last or self._delta(self._choice.flush(), 0, "stop"))
 
     def _fold(self, outputs: list[EngineOutput]) -> Delta:
@@ -133,3 +140,6 @@ class TokenAnswer:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
             self._num_cached_tokens = min(cached, self._num_prompt_tokens)  # of a moved request there may be more
+        details = usage.get("completion_tokens_details")
+        if isinstance(details, dict) and isinstance(reasoning := details.get("reasoning_tokens"), int):
+            self._num_reasoning_tokens = reasoning
