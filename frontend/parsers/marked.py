@@ -35,9 +35,7 @@ class MarkedParser:
         if self._is_plain and self._may_begin(text) is None:
             return [text] if text else []
         parts: list[Part] = []
-        rest, self._held = self._held + text, ""
-        while rest:
-            rest = self._state(self, rest, parts)
+        self._read(self._held + text, parts)
         return parts
 
     def flush(self) -> list[Part]:
@@ -46,6 +44,11 @@ class MarkedParser:
         if self._space and not self._has_calls:
             parts.append(self._space)
         return parts
+
+    def _read(self, text: str, parts: list[Part]) -> None:
+        self._held = ""
+        while text:
+            text = self._state(self, text, parts)
 
     def _content(self, text: str, parts: list[Part]) -> str:
         marker = self._markers.find(text)

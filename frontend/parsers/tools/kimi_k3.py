@@ -6,8 +6,10 @@
 
 The value of a string is its text as it is and goes out as it comes, any other is JSON and goes out when it is complete;
 what claims to be JSON and is not becomes a string. Instead of arguments there may be one `json` with all of them.
-Tags of the format are dropped wherever they stand, unknown ones are content. A call that never closes keeps what went
-out of it, arguments cut off as they are; Dynamo 1.6.1 drops it, and whatever else stands between calls.
+
+Tags of the format are dropped wherever they stand, and so is one that never ends; unknown ones are content. A call that
+never closes keeps what went out of it, arguments cut off as they are; Dynamo 1.6.1 drops it, and whatever else stands
+between calls.
 """
 
 from __future__ import annotations

@@ -99,9 +99,9 @@ class MarkedCalls(MarkedParser):
         return rest
 
     def _end(self, parts: list[Part]) -> None:
-        if self._state is MarkedCalls._call and not self._reader.has_started:
+        while self._state is MarkedCalls._call and not self._reader.has_started:
             self._state = MarkedParser._content
-            self._content(self._prefix + self._reader.unread, parts)
+            self._read(self._prefix + self._reader.unread, parts)
         is_unmarked = self._state is MarkedCalls._before_calls and self._accepts is not None
         if is_unmarked or self._state is MarkedParser._content:
             self._add_content(self._held, parts)

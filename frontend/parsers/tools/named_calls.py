@@ -28,7 +28,7 @@ from dynamo.frontend.parsers.tools.marked_calls import CallFormat, MarkedCalls
 _NO_OPENING = re.compile("")
 _FENCE = re.compile(r"\s*+`{0,3}+")
 
-_MISTRAL_HEADER = re.compile(r"\s*(?P<name>[^\s\[{<]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)")
+_MISTRAL_HEADER = re.compile(r"\s*(?P<name>[^\s\[\]{<]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)")
 _DEEPSEEK_HEADER = re.compile(
     r"\s*(?:function\s*<｜tool▁sep｜>\s*(?P<name>[^\s<`{\[\"]+)\s*(?:```(?:json)?\s*)?"
     r"|(?P<plain_name>[^\s<`{]+)\s*<｜tool▁sep｜>\s*)(?=[{\[\"<])"
@@ -66,7 +66,7 @@ def _family(begin: str, others: Iterable[str], separator: str, header: re.Patter
 
 def _mistral() -> ToolParserFactory:
     markers = Markers(["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"])
-    stops = Markers(["[TOOL_CALLS]"])
+    stops = Markers(["TOOL_CALLS]"])  # its bracket may have been taken for that of a list
 
     def reader(first: str) -> Reader | None:
         return CallReader() if first == "{" else NamedReader(_MISTRAL_HEADER, stops)

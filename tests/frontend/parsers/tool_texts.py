@@ -29,12 +29,18 @@ def scraps(markers: Sequence[str], others: Sequence[str] = JSON_SCRAPS) -> st.Se
     return st.lists(st.sampled_from([*markers, *markers, *halves, *others, *WORDS]), max_size=12).map("".join)
 
 
-def check_scraps(factory: Callable[[], Parser], text: str, markers: Sequence[str]) -> None:
-    """Nothing raises, cuts do not matter, and where there is no call nothing but markers and space is lost."""
+def check_scraps(factory: Callable[[], Parser], text: str, marker: str) -> None:
+    """Nothing raises, cuts do not matter, and where there is no call nothing but space is lost, and what `marker`
+    matches."""
     whole = parse(factory(), [text])
     check_cuts(factory, text, whole)
     if not whole.calls:
-        assert _bare(whole.content) == _bare(re.sub("|".join(map(re.escape, markers)), "", text))
+        assert _bare(whole.content) == _bare(re.sub(marker, "", text))
+
+
+def any_of(markers: Sequence[str]) -> str:
+    """A regular expression."""
+    return "|".join(map(re.escape, markers))
 
 
 def check_calls_among_words(factory: Callable[[], Parser], pieces: Sequence[str | tuple[str, Call]]) -> None:
