@@ -19,6 +19,12 @@ $(VENV)/dependencies: requirements/dev.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements/dev.txt
 	touch $@
 
+# OpenAI's client for Node, as a test needs it; node and npm are packages of the environment.
+NODE_TESTS := tests/e2e/node
+$(NODE_TESTS)/node_modules/.package-lock.json: $(NODE_TESTS)/package-lock.json $(VENV)/dependencies
+	cd $(NODE_TESTS) && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --no-audit --no-fund
+	touch $@
+
 $(VENV)/installed: $(VENV)/dependencies pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	touch $@
@@ -35,7 +41,7 @@ $(CURDIR)/$(ORACLE_VENV)/bin/python: $(ORACLE_VENV)/installed
 run: install
 	@exec $(BIN)/python -m dynamo.frontend.demo $(ARGS)
 
-test: install
+test: install $(NODE_TESTS)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest --ignore=tests/interop $(ARGS)
 
 interop: install $(DYNAMO_ORACLE_PYTHON)
@@ -69,4 +75,4 @@ lock: install
 	$(PIP_COMPILE) --output-file requirements/interop.txt requirements/interop.in
 
 clean:
-	rm -rf $(VENV) $(ORACLE_VENV) build dist *.egg-info bench/out
+	rm -rf $(VENV) $(ORACLE_VENV) $(NODE_TESTS)/node_modules build dist *.egg-info bench/out

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.echo_gateway import EchoGateway
 from tests.support.gateway import Gateway
 
 
@@ -18,4 +19,10 @@ def gateway() -> Iterator[Gateway]:
 @pytest.fixture(scope="session")
 def gateway_without_workers() -> Iterator[Gateway]:
     with Gateway(mock_workers=0) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def echo_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoGateway]:
+    with EchoGateway(tmp_path_factory.mktemp("store")) as gateway:
         yield gateway
