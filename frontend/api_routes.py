@@ -22,6 +22,7 @@ from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.responses import ResponsesMouth, StoredResponses
 from dynamo.frontend.responses_store import ResponseStore
 from dynamo.frontend.token_counting import InputTokens, ResponseInputTokens, TokenCounting
+from dynamo.frontend.tokenization import Tokenization
 from dynamo.shared.config import ConfigError
 
 Routes: TypeAlias = dict[str, dict[str, Handler]]
@@ -48,9 +49,16 @@ class ApiRoutes:
             CHAT: self._generates(ChatMouth(self._policy, self._errors.of(CHAT), config.reasoning_field_name)),
             COMPLETIONS: self._generates(CompletionMouth(self._policy, self._errors.of(COMPLETIONS))),
             EMBEDDINGS: {"POST": partial(self._inference.serve_whole, Embeddings(self._policy))},
+            **self._tokenization(),
             **self._responses(_store(config, self._run_dir)),
         }
         return routes | self._messages(config.strip_anthropic_preamble) if config.enable_anthropic_api else routes
+
+    def _tokenization(self) -> Routes:
+        """At vLLM's paths, and below /v1 where clients have a base URL that ends so."""
+        routes = Tokenization(self._pipeline.models, trusts_chat_templates=self._policy.trusts_chat_templates)
+        handlers: Routes = {"/tokenize": {"POST": routes.tokenize}, "/detokenize": {"POST": routes.detokenize}}
+        return handlers | {f"/v1{path}": methods for path, methods in handlers.items()}
 
     def _responses(self, store: ResponseStore | None) -> Routes:
         mouth = ResponsesMouth(self._policy, store, self._errors.of(RESPONSES))

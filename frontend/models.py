@@ -83,8 +83,8 @@ class ModelRegistry:
                 self._begin_loading(worker_set)
         self._sets_by_name = self._index()
 
-    async def get(self, name: str, kind: str) -> Model:
-        """The model that serves `name` for `kind`, as "Chat" or "Completions".
+    async def get(self, name: str, kind: str | None) -> Model:
+        """The model that serves `name` for `kind`, as "Chat", "Completions" or "Embedding", or for any kind.
 
         Raises ModelNotFound, WrongKindOfModel or NoModelOfKind, and ModelNotReady when no card of it can be served or
         none is loaded in time.

@@ -50,7 +50,7 @@ class Pipeline:
         engine: EngineClient,
         options: PipelineOptions,
     ) -> None:
-        self._models = models
+        self.models = models
         self._router = router
         self._engine = engine
         self._options = options
@@ -58,7 +58,7 @@ class Pipeline:
 
     async def model(self, name: str, kind: str, record: RequestRecord) -> Model:
         """The model that serves `name` for `kind`; raises what the registry does."""
-        model = await self._models.get(name, kind)
+        model = await self.models.get(name, kind)
         record.model = model.name
         return model
 
@@ -83,7 +83,7 @@ class Pipeline:
 
     async def count_tokens(self, request: ChatCompletionRequest) -> int:
         """Of its prompt, whether or not that fits the model's context."""
-        model = await self._models.get(request.model, "Chat")
+        model = await self.models.get(request.model, "Chat")
         return await count_chat_tokens(model, request)
 
     def block_size(self, errand: Errand) -> int:
