@@ -179,8 +179,7 @@ def _python_method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
-    if isinstance(value, PythonFloat):
-        value = value.value
+    value = _number(value)
     try:
         return int(value, base) if isinstance(value, str) else int(value)
     except (TypeError, ValueError):
@@ -188,19 +187,28 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 
 
 def _float(value: Any, default: float = 0.0) -> float:
+    value = _number(value)
     try:
-        return value.value if isinstance(value, PythonFloat) else float(value)
+        return float(value)
     except (TypeError, ValueError):
         return default
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, _Undefined):
+        raise TypeError("an undefined value is no number")
+    return value.value if isinstance(value, PythonFloat) else value
 
 
 def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     return _text(text).replace(_text(old), _text(new), count)
 
 
-def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+def _indent(text: object, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} has no lines to indent")
     margin = width if isinstance(width, str) else " " * width
-    lines = (_text(text) + "\n").splitlines()
+    lines = (text + "\n").splitlines()
     head = margin + lines[0] if first else lines[0]
     tail = [margin + line if line or blank else line for line in lines[1:]]
     return "\n".join([head, *tail])

@@ -56,8 +56,10 @@ _IF_UNDEFINED = {
     "count": "''",
     "items": "{}",
     "tojson": UNDEFINED,
-    "int": "0",
-    "float": "0.0",
+    "int": UNDEFINED,
+    "float": UNDEFINED,
+    "e": "''",
+    "escape": "''",
 }
 _TESTS = {
     "iterable": "({0} is iterable and {0} is not none)",
