@@ -164,6 +164,8 @@ def json_of(text: str, types: frozenset[str]) -> str:
     stripped = text.strip()
     if types != STRING and stripped.lower() == "null":
         return "null"
+    if stripped == "None" and "string" not in types:
+        return "null"
     for name, read in _READERS.items():
         if name in types and (value := read(stripped)) is not None:
             return value

@@ -44,31 +44,34 @@ class CallTags:
     def __init__(
         self,
         *,
-        blocks: tuple[str, ...] = (),
-        call: str,
+        blocks: tuple[str, ...],
+        call: str = "",
+        needs_block: bool = False,
         call_tag_end: str = ">",
         ends: Iterable[str],
         read_name: ReadName = name_as_written,
     ) -> None:
         """`blocks` are the ways in which a block of calls may begin, and `ends` those in which anything may end.
-        `call_tag_end` is a regular expression."""
+        `call_tag_end` is a regular expression. Without `call`, the tag of a call begins with its block."""
         self.blocks = blocks
         self.call = call
         self.call_tag_end = re.compile(call_tag_end).search
         self.read_name = read_name
-        self.before_call = (*blocks, call)
-        self.after_call = (*blocks, call, *dict.fromkeys(ends))
-        self.in_content = Markers(self.before_call)
+        calls = (call,) if call else ()
+        outside = blocks if needs_block else (*blocks, *calls)
+        self.in_block = (*blocks, *calls)
+        self.before_calls = outside
+        self.after_call = (*outside, *dict.fromkeys(ends))
+        self.in_content = Markers(self.before_calls)
         self.in_later_content = Markers(self.after_call)
 
 
 class CallParser(ABC):
     """Reads all but the arguments.
 
-    - A call needs no block around it. A block's beginning that no call follows is content, and so is a call without a
-      name.
-    - Tags that end nothing are left out after the first call, and so is white space that stands alone before, between
-      or after calls.
+    - Markers of blocks are left out, whatever follows, and so are ends that end nothing after the first call or block.
+      What is in a block and no call is content, and so is a call without a name.
+    - White space that stands alone before, between or after calls is left out.
     - A call that is cut off ends there, and nothing is left of one whose name is not complete.
     """
 
@@ -106,11 +109,9 @@ class CallParser(ABC):
         return self._take_parts()
 
     def flush(self) -> list[Part]:
-        if self._step in (CallParser._read_content, CallParser._read_block) or (
-            self._step is CallParser._read_gap and not self._has_calls
-        ):
+        if self._step is CallParser._read_content or (self._step is CallParser._read_gap and not self._has_calls):
             self._write_content(self._raw + self._held)
-        elif self._step not in (CallParser._read_gap, CallParser._read_call_tag):
+        elif self._step not in _OUTSIDE_OF_CALLS:
             self._cut_off()
         self._held = self._raw = ""
         self._step = CallParser._read_content
@@ -134,10 +135,10 @@ class CallParser(ABC):
         return True
 
     def _read_gap(self) -> bool:
-        return self._read_marker(self._tags.after_call if self._has_calls else self._tags.before_call)
+        return self._read_marker(self._tags.after_call if self._has_calls else self._tags.before_calls)
 
     def _read_block(self) -> bool:
-        return self._read_marker(self._tags.before_call)
+        return self._read_marker(self._tags.in_block)
 
     def _read_marker(self, markers: tuple[str, ...]) -> bool:
         self._raw += self._take(len(self._held) - len(self._held.lstrip()))
@@ -152,11 +153,12 @@ class CallParser(ABC):
 
     def _enter(self, marker: str) -> None:
         """Goes where a marker outside of calls leads to."""
-        self._raw += marker
         if marker == self._tags.call:
+            self._raw += marker
             self._step = CallParser._read_call_tag
         elif marker in self._tags.blocks:
-            self._step = CallParser._read_block
+            self._outside = self._tags.in_later_content
+            self._step = CallParser._read_block if self._tags.call else CallParser._read_call_tag
         else:
             self._raw = ""
             self._step = CallParser._read_gap
@@ -204,3 +206,6 @@ class CallParser(ABC):
     def _write_arguments(self, json: str) -> None:
         if json:
             self._parts.append(CallArguments(json))
+
+
+_OUTSIDE_OF_CALLS = (CallParser._read_gap, CallParser._read_block, CallParser._read_call_tag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -20,9 +21,9 @@ class Markup(CallTags):
     def __init__(
         self,
         *,
-        blocks: tuple[str, ...] = (),
+        blocks: tuple[str, ...],
         block_end: str,
-        call: str,
+        call: str = "",
         call_tag_end: str = ">",
         call_end: str,
         parameter: str,
@@ -36,11 +37,11 @@ class Markup(CallTags):
         ends = tuple(dict.fromkeys((block_end, call_end, parameter_end)))
         super().__init__(blocks=blocks, call=call, call_tag_end=call_tag_end, ends=ends, read_name=read_name)
         self.parameter = parameter
-        self.parameter_tag_end = parameter_tag_end
+        self.parameter_tag_end = re.compile(f"({re.escape(parameter_tag_end)})|{re.escape(call_end)}").search
         self.parameter_end = parameter_end
         self.read_parameter = read_parameter
         self.knows_json = knows_json
-        self.in_call = Markers([parameter, call, *ends])
+        self.in_call = Markers([parameter, *self.in_block, *ends])
         self.in_value = Markers([parameter_end, call_end])
 
 
@@ -82,14 +83,13 @@ class MarkupParser(CallParser):
         return True
 
     def _read_parameter_tag(self) -> bool:
-        mark = self._markup.parameter_tag_end
-        end = self._held.find(mark, 0, MAX_TAG)
-        if end < 0 and len(self._held) < MAX_TAG:
+        end = self._markup.parameter_tag_end(self._held, 0, MAX_TAG)
+        if end is None and len(self._held) < MAX_TAG:
             return False
         key = ""
-        if end >= 0:
-            key, self._argument = self._markup.read_parameter(self._take(end), self._name, self._functions)
-            self._take(len(mark))
+        if end is not None and end[1]:
+            key, self._argument = self._markup.read_parameter(self._take(end.start()), self._name, self._functions)
+            self._take(len(end[0]))
         if key:
             self._write_arguments(self._object.key(key))
         self._step = MarkupParser._read_value if key else MarkupParser._read_call

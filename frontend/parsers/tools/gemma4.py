@@ -31,7 +31,14 @@ def _name(tag: str, functions: Functions) -> str:
     return tag if _NAME.fullmatch(tag) else ""
 
 
-TAGS = CallTags(call="<|tool_call>call:", call_tag_end=r"\{", ends=[END], read_name=_name)
+TAGS = CallTags(
+    blocks=("<|tool_call>",),
+    call="call:",
+    needs_block=True,
+    call_tag_end=r"\{|^[\w.-]*[^\w.{-]",  # anything else ends no tag
+    ends=[END],
+    read_name=_name,
+)
 
 
 class Gemma4Parser(CallParser):

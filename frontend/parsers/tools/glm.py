@@ -22,7 +22,7 @@ def _name(tag: str, functions: Functions) -> str:
     """One word; anything else is not the name of a function."""
     del functions
     words = tag.split()
-    return words[0] if len(words) == 1 else ""
+    return words[0] if len(words) == 1 and "<" not in tag else ""
 
 
 def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argument]:
@@ -32,9 +32,9 @@ def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argu
 
 
 MARKUP = Markup(
+    blocks=("<tool_call>",),
     block_end="</tool_call>",
-    call="<tool_call>",
-    call_tag_end="(?=<arg_key>|</tool_call>)",
+    call_tag_end=r"(?=<arg_key>|</tool_call>)|\s*[^\s<]+\s+[^\s<]",  # two words are no tag
     call_end="</tool_call>",
     parameter="<arg_key>",
     parameter_tag_end="<arg_value>",

@@ -18,7 +18,7 @@ def quoted(text: str) -> str:
 
 
 GOLDENS = [
-    golden("no call", "a <|tool <tool_call|> call:x{} <|tool_call>x", "a <|tool <tool_call|> call:x{} <|tool_call>x"),
+    golden("no call", "a <|tool <tool_call|> call:x{} <|tool_call>x", "a <|tool <tool_call|> call:x{} x"),
     golden(
         "content and calls",
         "Look.\n" + call("get_weather", 'city:"Paris",days:3') + "\n" + call("ping") + " B",
@@ -65,10 +65,9 @@ GOLDENS = [
         "brackets too many", call("search", "limit:3],exact:true}"), "}", Call("search", {"limit": 3, "exact": True})
     ),
     golden("text after a value", call("search", 'query:"x"y,limit:3'), "", Call("search", {"query": "x", "limit": 3})),
-    golden("no name", "<|tool_call>call: ping{}<tool_call|>", "<|tool_call>call: ping{}<tool_call|>"),
-    golden(
-        "no arguments", "<|tool_call>call:ping<tool_call|>" + "x" * 600, "<|tool_call>call:ping<tool_call|>" + "x" * 600
-    ),
+    golden("no name", "<|tool_call>call: ping{}<tool_call|>", "call: ping{}"),
+    golden("no arguments", "<|tool_call>call:ping<tool_call|>", "call:ping"),
+    golden("a name without an end", "<|tool_call>call:" + "x" * 600, "call:" + "x" * 600),
     golden("the end in a name", "A <|tool_call>call:get", "A "),
     golden("the end in a key", quoted('<|tool_call>call:search{query:"x",li'), "", Call("search", {"query": "x"})),
     golden("the end after a key", "<|tool_call>call:search{query:", "", Call("search", {"query": ""})),

@@ -61,13 +61,13 @@ GOLDENS = [
         " B",
         Call("run", {"code": "x"}),
     ),
-    golden("a key without a value", "<tool_call>ping<arg_key>a</arg_key></tool_call>", "", Call("ping", {})),
+    golden("a key without a value", "<tool_call>ping<arg_key>a</arg_key></tool_call> B", " B", Call("ping", {})),
     golden(
         "no name",
-        "<tool_call></tool_call> <tool_call>two words</tool_call>",
-        "<tool_call></tool_call> <tool_call>two words</tool_call>",
+        "<tool_call></tool_call> <tool_call>two words</tool_call> <tool_call><b></tool_call>",
+        " two words <b>",
     ),
-    golden("a name without an end", "A <tool_call>" + "x" * 600, "A <tool_call>" + "x" * 600),
+    golden("a name without an end", "A <tool_call>" + "x" * 600, "A " + "x" * 600),
     golden("the end in a name", "A <tool_call>get_we", "A "),
     golden(
         "the end in a value", "<tool_call>run<arg_key>code</arg_key>\n<arg_value>x</a", "", Call("run", '{"code": "x"}')

@@ -87,10 +87,10 @@ GOLDENS = [
         "text in a call", "<function=run> a <parameter=code>x</parameter> b </function>", "", Call("run", {"code": "x"})
     ),
     golden("text in a block", f"<tool_call>{call('ping')} a </tool_call> b", " a  b", Call("ping", {})),
-    golden("no call in a block", "<tool_call>hello</tool_call>", "<tool_call>hello</tool_call>"),
-    golden("a call without a name", "<tool_call><function=>\n</function>", "<tool_call><function=>\n</function>"),
+    golden("no call in a block", "A <tool_call> hello</tool_call> B", "A  hello B"),
+    golden("a call without a name", "<tool_call><function=>\n</function>", "<function=>\n"),
     golden("a tag without an end", "<function=" + "x" * 2000, "<function=" + "x" * 2000),
-    golden("the end after a block begins", "A <tool_call>\n", "A <tool_call>\n"),
+    golden("the end after a block begins", "A <tool_call>\n<fun", "A "),
     golden("the end in a name", "A <tool_call>\n<function=get_we", "A "),
     golden("the end in a call", "<function=ping>\n", "", Call("ping", {})),
     golden("the end in a parameter's name", "<function=run><parameter=co", "", Call("run", {})),
