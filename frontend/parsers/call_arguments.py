@@ -22,6 +22,9 @@ class ArgumentsReader(Protocol):
     is_over: bool
     """No more comes, whether the value ended well or not."""
 
+    is_in_string: bool
+    """Text in which nothing is special in strings would go out as it is."""
+
     def push(self, text: str, at: int) -> tuple[str, int]:
         """The next piece of the arguments, and where in `text` they stop."""
 
@@ -34,28 +37,31 @@ def arguments_reader(first: str) -> ArgumentsReader:
 
 
 class _Written:
-    __slots__ = ("_scanner", "is_over")
+    __slots__ = ("_scanner", "is_in_string", "is_over")
 
     def __init__(self) -> None:
         self._scanner = JsonScanner()
+        self.is_in_string = False
         self.is_over = False
 
     def push(self, text: str, at: int) -> tuple[str, int]:
         opening = self._scanner.opening
         end = self._scanner.push(text, at)
         self.is_over = self._scanner.is_done or self._scanner.is_broken
+        self.is_in_string = self._scanner.opening == '"'
         piece = text[at:end]
         return _with_controls_escaped(piece, opening) if _CONTROL.search(piece) else piece, end
 
 
 class _Quoted:
-    __slots__ = ("_decoder", "_is_empty", "_quotes", "_scanner", "is_over")
+    __slots__ = ("_decoder", "_is_empty", "_quotes", "_scanner", "is_in_string", "is_over")
 
     def __init__(self) -> None:
         self._decoder = StringDecoder()
         self._is_empty = True
         self._quotes = 1
         self._scanner = JsonScanner()
+        self.is_in_string = False
         self.is_over = False
 
     def push(self, text: str, at: int) -> tuple[str, int]:
@@ -72,11 +78,12 @@ class _Quoted:
 
 
 class _Scalar:
-    __slots__ = ("_scanner", "_written", "is_over")
+    __slots__ = ("_scanner", "_written", "is_in_string", "is_over")
 
     def __init__(self) -> None:
         self._scanner = JsonScanner()
         self._written = ""
+        self.is_in_string = False
         self.is_over = False
 
     def push(self, text: str, at: int) -> tuple[str, int]:

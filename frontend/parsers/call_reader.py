@@ -27,6 +27,10 @@ class Reader(Protocol):
     @property
     def unread(self) -> str: ...
 
+    @property
+    def is_in_string(self) -> bool:
+        """As `ArgumentsReader` has it."""
+
     def push(self, text: str, parts: list[Part]) -> str:
         """Appends to `parts` what has become certain; returns the text after the call."""
 
@@ -81,6 +85,10 @@ class CallReader:
     @property
     def unread(self) -> str:
         return "".join(self._raw)
+
+    @property
+    def is_in_string(self) -> bool:
+        return self.has_started and self._arguments is not None and self._arguments.is_in_string
 
     def push(self, text: str, parts: list[Part]) -> str:
         at = 0

@@ -13,6 +13,9 @@ from dynamo.frontend.parsers.marker import end_of
 MAX_DEPTH = 256
 """Brackets within brackets; a deeper value is broken."""
 
+SPECIAL_IN_STRING = re.compile(r'["\\\x00-\x1f]').search
+"""Finds what ends a string, or may not stand in it as it is."""
+
 _STRING_BODY = re.compile(r'(?:[^"\\]+|\\.)*+', re.DOTALL)
 _STRUCTURE = re.compile(r'["{}\[\]<`]')  # the last two begin markers, and JSON has none of them outside of strings
 _END_OF_SCALAR = re.compile(r"[\s,;{}\[\]<`]")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from dynamo.frontend.parsers.json_scanner import SPECIAL_IN_STRING
 from dynamo.frontend.parsers.marker import Markers
-from dynamo.frontend.parsers.parts import Part
+from dynamo.frontend.parsers.parts import CallArguments, Part
 
 State: TypeAlias = Callable[[Any, str, list[Part]], str]
 """A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state. What
@@ -20,11 +21,21 @@ class MarkedParser:
     may be the beginning of a marker, if the text ends with it.
     """
 
-    __slots__ = ("_has_calls", "_held", "_is_plain", "_markers", "_may_begin", "_space", "_state")
+    __slots__ = (
+        "_has_calls",
+        "_held",
+        "_is_in_string",
+        "_is_plain",
+        "_markers",
+        "_may_begin",
+        "_space",
+        "_state",
+    )
 
     def __init__(self, markers: Markers) -> None:
         self._has_calls = False
         self._held = ""
+        self._is_in_string = False  # a subclass is inside a string of arguments, where nearly all goes out as it is
         self._is_plain = False  # nothing is held, and the last that came was content
         self._markers = markers
         self._may_begin = markers.may_begin
@@ -34,6 +45,8 @@ class MarkedParser:
     def push(self, text: str) -> list[Part]:
         if self._is_plain and self._may_begin(text) is None:
             return [text] if text else []
+        if self._is_in_string and SPECIAL_IN_STRING(text) is None:
+            return [CallArguments(text)] if text else []
         parts: list[Part] = []
         self._read(self._held + text, parts)
         return parts

@@ -31,6 +31,10 @@ class NamedReader:
     def unread(self) -> str:
         return self._held
 
+    @property
+    def is_in_string(self) -> bool:
+        return self._arguments is not None and self._arguments.is_in_string
+
     def push(self, text: str, parts: list[Part]) -> str:
         if self._arguments is None:
             text = self._read_header(self._held + text, parts)

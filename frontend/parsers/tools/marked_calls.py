@@ -89,6 +89,7 @@ class MarkedCalls(MarkedParser):
         reader = self._reader
         had_started = reader.has_started
         rest = reader.push(text, parts)
+        self._is_in_string = reader.is_in_string
         if reader.has_started and not had_started:
             self._begin_call()
         if reader.is_over and reader.has_started:
