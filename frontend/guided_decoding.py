@@ -5,6 +5,7 @@ A client may prescribe it once: two guides are a conflict. Only a response forma
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from msgspec import Struct
@@ -25,6 +26,9 @@ GUIDED = (
 )
 STRUCTURED = ("json", "regex", "choice", "grammar", "structural_tag")
 NOT_TOLD = ("disable_fallback", "disable_any_whitespace", "disable_additional_properties")
+_PRESCRIBED = attrgetter(*(name for name, _ in GUIDED), "structured_outputs")
+_NOTHING = (None,) * (len(GUIDED) + 1)
+
 ANY_OBJECT: JsonObject = {"type": "object"}
 
 
@@ -50,7 +54,8 @@ def check_guide(request: ChatCompletionRequest | CompletionRequest, function_nam
         raise _conflict(guides[0].param, guides[1].param)
     for guide in guides:
         check_value(guide.kind, guide.value, guide.param)
-    _check_whitespace_pattern(request)
+    if guides or request.guided_whitespace_pattern is not None:
+        _check_whitespace_pattern(request)
 
 
 def guided_decoding(
@@ -88,6 +93,8 @@ def _guide_by_tools(request: ChatCompletionRequest, tags: StructuralTags | None)
 
 
 def _guides_by_name(request: ChatCompletionRequest | CompletionRequest) -> list[Guide]:
+    if _PRESCRIBED(request) == _NOTHING:
+        return []
     guides = [Guide(kind, value, name) for name, kind in GUIDED if (value := getattr(request, name)) is not None]
     if request.structured_outputs is not None:
         guides += _structured_guides(request.structured_outputs)

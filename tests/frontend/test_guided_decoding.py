@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo.frontend.guided_decoding import guided_decoding
@@ -220,6 +220,7 @@ FORMATS = st.builds(
 TOOLS = st.lists(st.builds(lambda schema, strict: tool(parameters=schema, strict=strict), JSON, st.booleans()))
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     st.dictionaries(st.sampled_from(FIELDS.split()), JSON, max_size=3)
     | st.builds(lambda schema: formatted(schema), JSON)

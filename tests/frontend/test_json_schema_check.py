@@ -4,7 +4,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo.frontend import json_schema_check
@@ -144,11 +144,13 @@ SCHEMA_LIKE = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(SCHEMA_LIKE)
 def test_whatever_is_given_only_the_client_is_at_fault(schema: Any) -> None:
     fault(schema)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.dictionaries(KEYWORDS, SCHEMA_LIKE, max_size=4))
 def test_what_is_good_is_good_by_the_metaschema_too(schema: Any) -> None:
     """Of the newest draft; older ones are accepted here as well, and a draft that is named is another metaschema."""
@@ -166,6 +168,7 @@ def test_regular_expressions_of_any_dialect() -> None:
     assert [pattern for pattern in NO_REGEXES if regex_fault(pattern) is None] == []
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(alphabet="ab\\()[]{}?<>=!:*+|^$-,09pPkukzxiP&\u00e9", max_size=20))
 def test_reading_a_regular_expression_never_raises(pattern: str) -> None:
     regex_fault(pattern)
@@ -199,6 +202,7 @@ def test_what_is_no_grammar(grammar: str, what: str) -> None:
     assert what in str(grammar_fault(grammar))
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(alphabet='root:= start"[]()/#\\\n|ab', max_size=40))
 def test_reading_a_grammar_never_raises(grammar: str) -> None:
     grammar_fault(grammar)
