@@ -27,7 +27,7 @@ class Row(Struct, frozen=True):
     neutral: tuple[Any, ...] = ()
 
 
-class Api(Struct, frozen=True):
+class Api(Struct, frozen=True, eq=False):
     """`body` has exactly the fields of `rows`."""
 
     title: str

@@ -20,6 +20,7 @@ from dynamo.shared.messages import WorkerSet
 from dynamo.worker.config import DEMO_MODEL_DIR
 
 MODEL = "demo"
+DEMO_MODEL = Path(DEMO_MODEL_DIR)
 
 
 class HttpAnswer(NamedTuple):
@@ -34,7 +35,11 @@ class HttpAnswer(NamedTuple):
 
 class ServedAcceptor:
     def __init__(self, address: tuple[str, int]) -> None:
-        self._address = address
+        self.address = address
+
+    @property
+    def base_url(self) -> str:
+        return "http://{}:{}".format(*self.address)
 
     async def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
@@ -43,7 +48,7 @@ class ServedAcceptor:
         return await asyncio.to_thread(self._ask, method, path, body, headers or {})
 
     def _ask(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> HttpAnswer:
-        connection = HTTPConnection(*self._address, timeout=30)
+        connection = HTTPConnection(*self.address, timeout=30)
         try:
             sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, path, sent, {"content-type": "application/json", **headers})
@@ -68,20 +73,20 @@ async def serve(endpoint: str, directory: Path, **options: Any) -> AsyncIterator
         await acceptor.drain()
 
 
-def demo_set(members: list[int]) -> WorkerSet:
-    """Workers of the bundled demo model."""
+def demo_set(members: list[int], model: Path = DEMO_MODEL) -> WorkerSet:
+    """Workers of the bundled demo model, or of one with such files in another directory."""
     card = {
         "display_name": MODEL,
         "model_type": "Chat | Completions",
-        "tokenizer": {"hf_tokenizer_json": _file("tokenizer.json")},
-        "prompt_formatter": {"hf_tokenizer_config_json": _file("tokenizer_config.json")},
-        "gen_config": {"hf_generation_config_json": _file("generation_config.json")},
+        "tokenizer": {"hf_tokenizer_json": _file(model, "tokenizer.json")},
+        "prompt_formatter": {"hf_tokenizer_config_json": _file(model, "tokenizer_config.json")},
+        "gen_config": {"hf_generation_config_json": _file(model, "generation_config.json")},
         "architectural_max_context_length": 1024,
         "kv_cache_block_size": 16,
     }
     return WorkerSet("set", MODEL, "ns", "backend", "generate", "aggregated", "sum", msgspec.json.encode(card), members)
 
 
-def _file(name: str) -> dict[str, str]:
-    path = Path(DEMO_MODEL_DIR) / name
+def _file(model: Path, name: str) -> dict[str, str]:
+    path = model / name
     return {"path": str(path), "checksum": f"blake3:{blake3(path.read_bytes()).hexdigest()}"}

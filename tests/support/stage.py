@@ -11,7 +11,7 @@ from typing import Any
 from dynamo.shared.messages import Placed
 from tests.support.raw_worker import RawWorker, raw_worker
 from tests.support.scripted_router import ScriptedRouter
-from tests.support.served_acceptor import MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
+from tests.support.served_acceptor import DEMO_MODEL, MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
 
 CHAT = "/v1/chat/completions"
 WORKER = 0x1F
@@ -41,12 +41,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(directory: Path) -> AsyncIterator[Stage]:
-    """The router places everything at the worker, until told otherwise."""
+async def open_stage(directory: Path, model: Path = DEMO_MODEL, **options: Any) -> AsyncIterator[Stage]:
+    """The router places everything at the worker, until told otherwise. `options` are fields of FrontendConfig."""
     endpoint = f"ipc://{directory}/router.sock"
     async with raw_worker() as worker:
-        router = ScriptedRouter(endpoint, [worker()], [demo_set([WORKER])])
+        router = ScriptedRouter(endpoint, [worker()], [demo_set([WORKER], model)])
         router.answer = lambda place: Placed(place.request_id, WORKER, "set", 0)
-        async with serve(endpoint, directory) as acceptor:
+        async with serve(endpoint, directory, **options) as acceptor:
             yield Stage(acceptor, router, worker)
         router.channel.close()
