@@ -24,7 +24,12 @@ def _endpoint(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(ServingConfig):
-    engine: str = option("mocker", choices=("mocker", "echo"), help="What answers the requests.")
+    engine: str = option(
+        "mocker",
+        choices=("mocker", "echo", "text-echo", "embedder"),
+        help="What answers: made-up text at a device's pace, the prompt itself, the same for frontends that leave the "
+        "tokenizer to the worker, or vectors for /v1/embeddings.",
+    )
     model_path: str = option(
         str(DEMO_MODEL_DIR), env="DYN_MODEL_PATH", help="Directory with config.json and the tokenizer."
     )
@@ -65,7 +70,7 @@ class WorkerConfig(ServingConfig):
     decode_speedup_ratio: float = option(1.0, minimum=0.001, help="The same for decode steps only, on top.")
     seed: int = option(0, help="Which texts the mocker makes up.")
     tokens_per_frame: int = option(1, minimum=1, help="Tokens that the echo engine puts in one item.")
-    delay_ms: float = option(0.0, minimum=0, help="Milliseconds that the echo engine waits before each item.")
+    delay_ms: float = option(0.0, minimum=0, help="Milliseconds that an echo engine waits before each item.")
     tool_call_parser: str | None = option(
         None,
         flags=("--tool-call-parser", "--dyn-tool-call-parser"),

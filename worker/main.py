@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import setproctitle
 import uvloop
@@ -21,9 +22,11 @@ from dynamo.shared.runtime import DistributedRuntime, Endpoint, RuntimeClosed
 from dynamo.worker.card import ModelDirectoryError, max_context_length
 from dynamo.worker.config import WorkerConfig
 from dynamo.worker.echo import EchoEngine
+from dynamo.worker.embedder import embed
 from dynamo.worker.mocker_ranks import serve_mocker
 from dynamo.worker.model_types import ModelInput, ModelRuntimeConfig, ModelType, WorkerType
 from dynamo.worker.register import register_model
+from dynamo.worker.text_echo import TextEchoEngine
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +61,11 @@ async def serve(config: WorkerConfig) -> None:
     if config.config_stdin:
         _drain_on_end_of_stdin(runtime)
     try:
-        await ENGINES[config.engine](config, endpoint, context_length)
+        engine = ENGINES[config.engine]
+        await engine.serve(config, endpoint, context_length)
         await register_model(
-            ModelInput.Tokens,
-            ModelType.Chat | ModelType.Completions,
+            engine.model_input,
+            engine.model_type,
             endpoint,
             str(model_dir),
             config.served_name,
@@ -83,9 +87,27 @@ async def _serve_echo(config: WorkerConfig, endpoint: Endpoint, _context_length:
     await endpoint.open(EchoEngine(config.tokens_per_frame, config.delay_ms / 1000).generate)
 
 
-ENGINES: dict[str, Callable[[WorkerConfig, Endpoint, int | None], Awaitable[None]]] = {
-    "mocker": serve_mocker,
-    "echo": _serve_echo,
+async def _serve_text_echo(config: WorkerConfig, endpoint: Endpoint, _context_length: int | None) -> None:
+    await endpoint.open(TextEchoEngine(config.delay_ms / 1000).generate)
+
+
+async def _serve_embedder(_config: WorkerConfig, endpoint: Endpoint, _context_length: int | None) -> None:
+    await endpoint.open(embed)
+
+
+class Engine(NamedTuple):
+    """What it takes, what it is for, and how to serve it."""
+
+    serve: Callable[[WorkerConfig, Endpoint, int | None], Awaitable[None]]
+    model_type: ModelType = ModelType.Chat | ModelType.Completions
+    model_input: ModelInput = ModelInput.Tokens
+
+
+ENGINES = {
+    "mocker": Engine(serve_mocker),
+    "echo": Engine(_serve_echo),
+    "text-echo": Engine(_serve_text_echo, model_input=ModelInput.Text),
+    "embedder": Engine(_serve_embedder, ModelType.Embedding),
 }
 
 
