@@ -150,16 +150,22 @@ class FramedParser(MarkerReader):
     def _in_header(self, text: str, parts: list[Part]) -> str:
         before, marker, rest = self._split(text)
         self._header += before
+        if len(self._header) > MAX_HEADER:
+            return self._give_up_header(marker + rest, parts)
         if marker == TEXT:
             self._begin_message(Header.read(self._header + TEXT), parts)
         elif marker == START:
             self._header = START
         elif marker:
             self._end_message(marker, parts)
-        elif len(self._header) > MAX_HEADER:
-            self._end_message("", parts)
-            return self._header + rest
         return rest
+
+    def _give_up_header(self, rest: str, parts: list[Part]) -> str:
+        self._end_message("", parts)
+        self._state = FramedParser._in_text
+        self._add(self._header[:MAX_HEADER], parts)
+        held, self._held = self._held, ""
+        return self._header[MAX_HEADER:] + held + rest
 
     def _begin_header(self, marker: str = "") -> None:
         self._header = marker
