@@ -79,6 +79,7 @@ class CallParser(ABC):
         "_functions",
         "_has_calls",
         "_held",
+        "_is_plain",
         "_name",
         "_object",
         "_outside",
@@ -93,6 +94,7 @@ class CallParser(ABC):
         self._functions = functions
         self._outside = tags.in_content
         self._has_calls = False
+        self._is_plain = False  # nothing is held, and content goes on
         self._held = ""
         self._raw = ""  # what becomes content if no call comes of it
         self._name = ""
@@ -101,11 +103,12 @@ class CallParser(ABC):
         self._step: Step = CallParser._read_gap
 
     def push(self, text: str) -> list[Part]:
-        if not self._held and self._step is CallParser._read_content and not self._outside.may_begin(text):
+        if self._is_plain and self._outside.may_begin(text) is None:
             return [text] if text else []
         self._held += text
         while self._held and self._step(self):
             pass
+        self._is_plain = not self._held and self._step is CallParser._read_content
         return self._take_parts()
 
     def flush(self) -> list[Part]:
@@ -126,13 +129,11 @@ class CallParser(ABC):
         """Ends a call in the midst of its arguments."""
 
     def _read_content(self) -> bool:
-        found = self._outside.find(self._held)
-        if found is None:
-            self._write_content(self._take(len(self._held) - self._outside.num_held(self._held)))
-            return False
-        self._write_content(self._take(found.start()))
-        self._enter(self._take(len(found[0])))
-        return True
+        text, marker = self._take_up_to(self._outside)
+        self._write_content(text)
+        if marker:
+            self._enter(self._take(len(marker)))
+        return bool(marker)
 
     def _read_gap(self) -> bool:
         return self._read_marker(self._tags.after_call if self._has_calls else self._tags.before_calls)
@@ -190,6 +191,15 @@ class CallParser(ABC):
     def _end_call(self) -> None:
         self._write_arguments(self._object.end())
         self._step = CallParser._read_gap
+
+    def _take_up_to(self, markers: Markers) -> tuple[str, str]:
+        """Text before the first marker, which is still held, and that marker; an empty one if it is not there yet."""
+        if markers.may_begin(self._held) is None:
+            return self._take(len(self._held)), ""
+        found = markers.find(self._held)
+        if found is not None:
+            return self._take(found.start()), found[0]
+        return self._take(len(self._held) - markers.num_held(self._held)), ""
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]

@@ -67,20 +67,16 @@ class MarkupParser(CallParser):
         self._end_call()
 
     def _read_call(self) -> bool:
-        markers = self._markup.in_call
-        found = markers.find(self._held)
-        if found is None:
-            self._beside.append(self._take(len(self._held) - markers.num_held(self._held)))
-            return False
-        self._beside.append(self._take(found.start()))
-        if found[0] == self._markup.parameter:
-            self._take(len(found[0]))
+        text, marker = self._take_up_to(self._markup.in_call)
+        self._beside.append(text)
+        if marker == self._markup.parameter:
+            self._take(len(marker))
             self._step = MarkupParser._read_parameter_tag
-        elif found[0] == self._markup.parameter_end:
-            self._take(len(found[0]))
-        else:
+        elif marker == self._markup.parameter_end:
+            self._take(len(marker))
+        elif marker:
             self._end_call()
-        return True
+        return bool(marker)
 
     def _read_parameter_tag(self) -> bool:
         end = self._markup.parameter_tag_end(self._held, 0, MAX_TAG)
@@ -96,14 +92,11 @@ class MarkupParser(CallParser):
         return True
 
     def _read_value(self) -> bool:
-        markers = self._markup.in_value
-        found = markers.find(self._held)
-        if found is None:
-            self._write_arguments(self._argument.push(self._take(len(self._held) - markers.num_held(self._held))))
-            return False
-        self._write_arguments(self._argument.push(self._take(found.start())))
-        self._end_value()
-        return True
+        text, marker = self._take_up_to(self._markup.in_value)
+        self._write_arguments(self._argument.push(text))
+        if marker:
+            self._end_value()
+        return bool(marker)
 
     def _end_value(self) -> None:
         self._write_arguments(self._argument.end())

@@ -8,7 +8,9 @@
     </|DSML|function_calls>
 
 The two line breaks before a block belong to it. What is no string is JSON; where the model does not say which it is,
-the schema does. A call may have one JSON object instead of parameters. All white space of a string is its own.
+the schema does. A call may have one JSON object instead of parameters. All white space of a string is its own. Dynamo
+1.6.1 strips strings, reads objects only of V4.1, and V4.1 only behind its reasoning parser, and drops calls that are
+cut off.
 """
 
 from __future__ import annotations

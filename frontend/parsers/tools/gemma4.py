@@ -4,7 +4,7 @@
 
 Strings are what stands between their marks, markers of calls included, and go out as they come. A bare word that is no
 number, truth value or null is a string too. Brackets that are missing are closed, those that close nothing are left
-out.
+out. Dynamo 1.6.1 ends a call at a marker within a string, and loses all arguments with the first that it cannot read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Gemma4Parser(CallParser):
         self._close_all()
 
     def _read_key(self) -> bool:
-        mark = self._collect(_IN_KEY)
+        text, mark = self._take_up_to(_IN_KEY)
+        self._pieces.append(text)
         if not mark:
             return False
         key = "".join(self._pieces).replace(QUOTE, "").strip().strip('"')
@@ -92,24 +93,23 @@ class Gemma4Parser(CallParser):
         return True
 
     def _read_string(self) -> bool:
-        found = _IN_STRING.find(self._held)
-        end = found.start() if found is not None else len(self._held) - _IN_STRING.num_held(self._held)
-        self._write_arguments(encode_basestring(self._take(end))[1:-1])
-        if found is not None:
+        text, mark = self._take_up_to(_IN_STRING)
+        self._write_arguments(encode_basestring(text)[1:-1])
+        if mark:
             self._take(len(QUOTE))
             self._write_arguments('"')
             self._step = Gemma4Parser._read_after_value
-        return found is not None
+        return bool(mark)
 
     def _read_bare(self) -> bool:
-        if not self._collect(_AFTER_VALUE):
-            return False
-        self._end_bare()
-        return True
+        text, mark = self._take_up_to(_AFTER_VALUE)
+        self._pieces.append(text)
+        if mark:
+            self._end_bare()
+        return bool(mark)
 
     def _read_after_value(self) -> bool:
-        mark = self._collect(_AFTER_VALUE)
-        self._pieces = []
+        _, mark = self._take_up_to(_AFTER_VALUE)
         if not mark:
             return False
         if mark == END:
@@ -124,13 +124,6 @@ class Gemma4Parser(CallParser):
             in_array = isinstance(self._open[-1], ArrayWriter)
             self._step = Gemma4Parser._read_value if in_array else Gemma4Parser._read_key
         return True
-
-    def _collect(self, markers: Markers) -> str:
-        """The marker that what is held begins with now, empty if there is none yet."""
-        found = markers.find(self._held)
-        end = found.start() if found is not None else len(self._held) - markers.num_held(self._held)
-        self._pieces.append(self._take(end))
-        return found[0] if found is not None else ""
 
     def _end_bare(self) -> None:
         text = "".join(self._pieces).strip()

@@ -2,7 +2,8 @@
 
     <|message_model|>get_weather<|content_invoke_tool_json|>{"name": "get_weather", "args": {...}}<|end_message|>
 
-What stands between the marker of a message and that of its kind is left out, and the name is that of the JSON.
+What stands between the marker of a message and that of its kind is left out, and the name is that of the JSON. Dynamo
+1.6.1 shows some of the markers, and drops what is no call after the marker of one.
 """
 
 from __future__ import annotations

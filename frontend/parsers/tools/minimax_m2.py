@@ -7,7 +7,8 @@
     </minimax:tool_call>
 
 The types of parameters are those of the schema; a parameter that it does not know is a string. All white space of a
-string is its own, but for one line break at either end, and so is `&lt;`.
+string is its own, but for one line break at either end, and so is `&lt;`. Dynamo 1.6.1 strips and unescapes values, and
+drops what follows a call without a block, and calls that are cut off.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 A parameter's name is its tag, and objects and arrays are tags within it. A value ends with its own tag or that of its
 call, and a string with any tag. The types of values are those of the schema; what it does not know is a string, or an
-object if there are tags in it. All white space of a string is its own, and so is `&lt;`.
+object if there are tags in it. All white space of a string is its own, and so is `&lt;`, which Dynamo 1.6.1 unescapes;
+it also drops values that have no end, and calls that are cut off.
 """
 
 from __future__ import annotations
@@ -54,12 +55,8 @@ class MinimaxM3Parser(CallParser):
         self._end_call()
 
     def _read_call(self) -> bool:
-        found = _ANY_TAG.find(self._held)
-        if found is None:
-            self._take(len(self._held) - _ANY_TAG.num_held(self._held))
-            return False
-        self._take(found.start())
-        tag = self._tag()
+        _, marker = self._take_up_to(_ANY_TAG)
+        tag = self._tag() if marker else None
         if tag is None:
             return False
         if tag in ("/invoke", "/tool_call", "tool_call") or tag.startswith("invoke "):
@@ -89,8 +86,6 @@ class MinimaxM3Parser(CallParser):
 
     def _read_beginning(self) -> bool:
         """A string that begins with a tag is none."""
-        if BEGIN.startswith(self._held):
-            return False
         end = f"{BEGIN}/"
         if end.startswith(self._held):
             return False
@@ -102,28 +97,26 @@ class MinimaxM3Parser(CallParser):
         return True
 
     def _read_text(self) -> bool:
-        found = _ANY_TAG.find(self._held)
-        end = found.start() if found is not None else len(self._held) - _ANY_TAG.num_held(self._held)
-        self._write_arguments(self._argument.push(self._take(end)))
-        if found is not None:
+        text, marker = self._take_up_to(_ANY_TAG)
+        self._write_arguments(self._argument.push(text))
+        if marker:
             self._end_text()
-        return found is not None
+        return bool(marker)
 
     def _end_text(self) -> None:
         self._write_arguments(self._argument.end())
         self._step = MinimaxM3Parser._read_call
 
     def _read_nested(self) -> bool:
-        found = self._markers.find(self._held)
-        if found is None:
-            self._nested.append(self._take(len(self._held) - self._markers.num_held(self._held)))
+        text, marker = self._take_up_to(self._markers)
+        self._nested.append(text)
+        if not marker:
             return False
-        self._nested.append(self._take(found.start()))
-        self._depth += 1 if found[0] == f"{BEGIN}{self._key}>" else -1
-        if self._depth < 0 or found[0] == f"{BEGIN}/invoke>":
+        self._depth += 1 if marker == f"{BEGIN}{self._key}>" else -1
+        if self._depth < 0 or marker == f"{BEGIN}/invoke>":
             self._end_nested()
         else:
-            self._nested.append(self._take(len(found[0])))
+            self._nested.append(self._take(len(marker)))
         return True
 
     def _end_nested(self) -> None:

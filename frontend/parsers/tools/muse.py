@@ -7,8 +7,9 @@ here.
     </atem:invoke>
     </atem:function_calls><|eom|>
 
-A call is one to whomever its message is. A value is JSON if it reads like that, and a string otherwise; what the schema
-says is a string is one, with or without JSON's quotes. A name that is doubled, as `a.a`, is that of the function `a`.
+A call is one to whomever its message is: behind a reasoning parser that is not to be seen. A value is JSON if it reads
+like that, and a string otherwise; what the schema says is a string is one, with or without JSON's quotes, while Dynamo
+1.6.1 asks no schema. A name that is doubled, as `a.a`, is that of the function `a`.
 """
 
 from __future__ import annotations

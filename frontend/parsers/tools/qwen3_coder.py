@@ -10,7 +10,8 @@
 
 The types of parameters are those of the schema; a parameter that it does not know is a string. One line break at
 either end of a value is markup, all other white space is the value's own, and so is `&lt;`: models write code here,
-and the format escapes nothing.
+and the format escapes nothing. Dynamo 1.6.1 strips and unescapes values, makes false of what is no truth value, and
+drops what follows a call without a block, and calls that are cut off.
 """
 
 from __future__ import annotations
