@@ -171,12 +171,17 @@ async def test_logprobs_of_a_streamed_echo_are_null_until_they_are_known(stage: 
 
 async def test_a_chat_echoes_what_it_continues(stage: Stage) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well,"}]
-    fields = {"messages": messages, "echo": True, "add_generation_prompt": False, "continue_final_message": True}
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "echo": True,
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }
     assert (await ask(stage, CHAT, **fields)).json["choices"][0]["message"]["content"].startswith("Well, self")
 
 
 async def test_tokens_are_named_by_their_ids(stage: Stage) -> None:
-    fields = {"logprobs": True, "return_tokens_as_token_ids": True}
+    fields: dict[str, Any] = {"logprobs": True, "return_tokens_as_token_ids": True}
     (choice,) = (await ask(stage, CHAT, LATE, **fields)).json["choices"]
     assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["token_id:300", "token_id:302"]
     assert [entry["token_id"] for entry in choice["logprobs"]["content"]] == [300, 302]
