@@ -387,7 +387,7 @@ class Http1Connection(asyncio.Protocol):
             log.error("Parsing a request failed", exc_info=reason)
 
     def _refuse(self, error: DynamoError) -> None:
-        refused = Http1Exchange(self, "", b"/", {}, "1.1", keep_alive=False)
+        refused = Http1Exchange(self, "", self._target or b"/", {}, "1.1", keep_alive=False)
         refused.refusal = error
         self._is_input_over = True
         self._enqueue(refused)
