@@ -92,7 +92,7 @@ class KimiK3Calls(MarkedParser):
             return
         self._key = f"{self._before_argument}{_dumped(attributes.get('key', ''))}: "
         self._before_argument = ", "
-        if attributes.get("type") in (None, "", "string"):
+        if attributes.get("type") in (None, "string"):
             parts.append(CallArguments(f'{self._key}"'))
             self._state = KimiK3Calls._string
         else:
