@@ -18,7 +18,7 @@ import signal
 import sys
 from pathlib import Path
 
-from dynamo.llm import ModelInput, ModelRuntimeConfig, ModelType, WorkerType, exceptions, register_model
+from dynamo.llm import HttpError, ModelInput, ModelRuntimeConfig, ModelType, WorkerType, exceptions, register_model
 from dynamo.runtime import DistributedRuntime
 
 BACKEND, ENDPOINT, MODEL_PATH, MODEL_NAME, DIRECTORY, MODEL_INPUT, MODEL_TYPES = sys.argv[1:]
@@ -31,6 +31,9 @@ def note(kind, record):
 
 
 def exception(name, message):
+    """`name` may be an HTTP status."""
+    if name.isdigit():
+        return HttpError(int(name), message)
     return (getattr(exceptions, name, None) or getattr(builtins, name))(message)
 
 

@@ -344,6 +344,21 @@ def test_exceptions_have_the_status_of_the_real_frontend(frontends: Frontends, n
     assert post(frontends.ours, CHAT, model=worker.model, stream=True).status_code == status
 
 
+@pytest.mark.parametrize("chosen", [400, 401, 403, 404, 409, 413, 415, 422, 429, 451, 500, 501, 502, 503, 504, 529])
+def test_a_handler_s_own_choice_of_a_status_is_that_of_the_real_frontend(frontends: Frontends, chosen: int) -> None:
+    """The real frontend has phrases of its own in place of the worker's words, and turns a 4xx that it does not know
+    into 400."""
+    worker = frontends.workers["msgpack"]
+    worker.plan(error=(str(chosen), "what happened"))
+    real = post(frontends.real, CHAT, model=worker.model)
+    for stream in (False, True):
+        ours = post(frontends.ours, CHAT, model=worker.model, stream=stream)
+        assert ours.status_code == (chosen if real.status_code == 400 else real.status_code)
+        error = ours.json()["error"]
+        assert error["message"].startswith("what happened") == (ours.status_code != 500)
+        assert error.get("details") == real.json().get("details")
+
+
 def test_a_generation_cancelled_by_its_worker_may_be_tried_again(frontends: Frontends) -> None:
     """The real frontend answers 499, as if the client had left."""
     worker = frontends.workers["msgpack"]
