@@ -13,10 +13,11 @@ from dynamo.frontend.parsers.parts import Part, Reasoning
 
 class SectionFormat:
     """Immutable, made once per family. `thought` begins a section of thought, `neutral` one of content, or ends one;
-    `calls` are the markers that begin a section of calls, and the one that ends it."""
+    `calls` are the markers that begin a section of calls, and the one that ends it. `header` is one of the neutral
+    markers: what stands between it and the next marker is left out."""
 
-    def __init__(self, thought: str, neutral: tuple[str, ...], calls: Mapping[str, str]) -> None:
-        self.thought, self.calls = thought, calls
+    def __init__(self, thought: str, neutral: tuple[str, ...], calls: Mapping[str, str], header: str = "") -> None:
+        self.thought, self.calls, self.header = thought, calls, header
         self.markers = Markers([thought, *neutral, *calls])
         self.call_ends = {end: Markers([end]) for end in calls.values()}
 
@@ -25,26 +26,40 @@ class SectionedReasoning(MarkerReader):
     __slots__ = ("_format",)
 
     def __init__(self, form: SectionFormat, context: ReasoningContext) -> None:
-        is_thinking = context.prompt_end.rstrip().endswith(form.thought)
+        prompt_end = context.prompt_end.rstrip()
+        is_thinking = prompt_end.endswith(form.thought)
         super().__init__(SectionedReasoning._in_text, form.markers, Reasoning if is_thinking else str)
         self._format = form
+        if form.header and prompt_end.endswith(form.header):
+            self._state = SectionedReasoning._in_header
 
     def flush(self) -> list[Part]:
         parts: list[Part] = []
         held, self._held = self._held, ""
-        self._add(held, parts)
+        if self._state is not SectionedReasoning._in_header:
+            self._add(held, parts)
         return parts
 
     def _in_text(self, text: str, parts: list[Part]) -> str:
         before, marker, rest = self._split(text)
         self._add(before, parts)
         if marker:
-            self._kind = Reasoning if marker == self._format.thought else str
+            self._begin_section(marker, parts)
+        return rest
+
+    def _in_header(self, text: str, parts: list[Part]) -> str:
+        _, marker, rest = self._split(text)
+        if marker:
+            self._begin_section(marker, parts)
+        return rest
+
+    def _begin_section(self, marker: str, parts: list[Part]) -> None:
+        self._kind = Reasoning if marker == self._format.thought else str
+        self._state = SectionedReasoning._in_header if marker == self._format.header else SectionedReasoning._in_text
         if marker in self._format.calls:
             parts.append(marker)
             self._markers = self._format.call_ends[self._format.calls[marker]]
             self._state = SectionedReasoning._in_calls
-        return rest
 
     def _in_calls(self, text: str, parts: list[Part]) -> str:
         before, marker, rest = self._split(text)
@@ -57,8 +72,10 @@ class SectionedReasoning(MarkerReader):
 SectionedReasoning.plain = frozenset((SectionedReasoning._in_text, SectionedReasoning._in_calls))
 
 
-def _sectioned(thought: str, neutral: tuple[str, ...], calls: Mapping[str, str]) -> ReasoningParserFactory:
-    return partial(SectionedReasoning, SectionFormat(thought, neutral, calls))
+def _sectioned(
+    thought: str, neutral: tuple[str, ...], calls: Mapping[str, str], header: str = ""
+) -> ReasoningParserFactory:
+    return partial(SectionedReasoning, SectionFormat(thought, neutral, calls, header))
 
 
 _KIMI_K3 = _sectioned(
@@ -76,8 +93,9 @@ _KIMI_K3 = _sectioned(
 SECTIONED_FAMILIES: dict[str, ReasoningParserFactory] = {
     "inkling": _sectioned(
         "<|content_thinking|>",
-        ("<|message_model|>", "<|content_text|>", "<|end_message|>"),
+        ("<|message_model|>", "<|content_text|>", "<|end_message|>", "<|content_model_end_sampling|>"),
         {"<|content_invoke_tool_json|>": "<|end_message|>"},
+        header="<|message_model|>",
     ),
     "kimi_k3": _KIMI_K3,
     "kimi-k3": _KIMI_K3,

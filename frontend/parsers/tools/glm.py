@@ -35,7 +35,7 @@ def _parameter(tag: str, function: str, functions: Functions) -> tuple[str, Argu
 MARKUP = Markup(
     blocks=("<tool_call>",),
     block_end="</tool_call>",
-    call_tag_end=r"(?=<arg_key>|</tool_call>)|\s*[^\s<]+\s+[^\s<]",  # two words are no tag
+    call_tag_end=r"(?=<arg_key>|</tool_call>)|^\s*[^\s<]+\s+[^\s<]",  # two words are no tag
     call_end="</tool_call>",
     parameter="<arg_key>",
     parameter_tag_end="<arg_value>",

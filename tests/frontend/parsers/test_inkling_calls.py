@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from dynamo.frontend.parsers.context import ReasoningContext
+from dynamo.frontend.parsers.parts import Parser
+from dynamo.frontend.parsers.reasoning import REASONING_PARSERS
 from dynamo.frontend.parsers.tools.inkling import Inkling
 from tests.frontend.parsers.golden import Call, Golden, check_golden, golden
 from tests.frontend.parsers.offered import FUNCTIONS
@@ -44,3 +47,20 @@ GOLDENS = [
 @pytest.mark.parametrize("case", GOLDENS, ids=lambda case: case.name)
 def test_messages_do_not_depend_on_cuts(case: Golden) -> None:
     check_golden(lambda: Inkling(FUNCTIONS), case)
+
+
+@pytest.mark.parametrize(
+    ("prompt_end", "text"),
+    [
+        ("", f"<|content_thinking|>Hm{END}<|message_model|><|content_text|>Yes{END}{call('ping')}"),
+        ("<|message_model|>", f"<|content_thinking|>Hm{END}<|content_text|>Yes{END}{call('ping')}"),
+        ("<|message_model|>", call("ping").removeprefix("<|message_model|>")),
+    ],
+)
+def test_headers_are_left_out_before_calls_are_read(prompt_end: str, text: str) -> None:
+    def reasoning() -> Parser:
+        return REASONING_PARSERS["inkling"](ReasoningContext(prompt_end))
+
+    passed_on = f'{CALL}{{"name": "ping", "args": {{}}}}{END}'
+    said = ("Yes", "Hm") if "Yes" in text else ("", "")
+    check_golden(reasoning, golden("", text, said[0] + passed_on, reasoning=said[1]))
