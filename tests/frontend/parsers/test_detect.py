@@ -64,6 +64,9 @@ def test_markers_in_templates(source: str, implied: tuple[str | None, str | None
 
 
 def test_what_is_implied_exists() -> None:
+    """Looking a parser up raises where there is none of this name."""
     for tool, reasoning in (*IMPLIED.values(), *(implied for _, implied in WRITTEN)):
-        assert tool is None or tool_parser(tool)
-        assert reasoning is None or reasoning_parser(reasoning)
+        if tool is not None:
+            tool_parser(tool)
+        if reasoning is not None:
+            reasoning_parser(reasoning)
