@@ -82,17 +82,18 @@ class _Scalar:
 
     def __init__(self) -> None:
         self._scanner = JsonScanner()
-        self._written = ""
+        self._written: list[str] = []
         self.is_in_string = False
         self.is_over = False
 
     def push(self, text: str, at: int) -> tuple[str, int]:
         end = self._scanner.push(text, at)
-        self._written += text[at:end]
+        self._written.append(text[at:end])
         self.is_over = self._scanner.is_done
         if not self.is_over:
             return "", end
-        return NO_ARGUMENTS if self._written in ("", "null", "None") else self._written, end
+        written = "".join(self._written)
+        return NO_ARGUMENTS if written in ("", "null", "None") else written, end
 
 
 def _with_controls_escaped(piece: str, opening: str) -> str:

@@ -78,7 +78,7 @@ class CallReader:
         self._raw: list[str] = []
         self._scanner = JsonScanner()
         self._step: Callable[[Any, str, int, list[Part]], int] = CallReader._open
-        self._value = ""
+        self._value: list[str] = []
         self.has_started = False
         self.is_over = False
 
@@ -124,7 +124,7 @@ class CallReader:
     def _read_key(self, text: str, at: int, parts: list[Part]) -> int:
         at = self._read_value(text, at)
         if self._scanner.is_done:
-            self._key = _string(self._value) or ""
+            self._key = self._string() or ""
             self._step = CallReader._colon
             self.is_over = self._accepts is not None and self._key not in _KEYS
         return at
@@ -154,18 +154,24 @@ class CallReader:
         elif self._key == "function" and first == "{":
             self._step = CallReader._open
         else:
-            self._expect(CallReader._read_member)
+            self._expect(CallReader._read_member if self._key in ("name", "id") else CallReader._skip_member)
         return at
 
     def _read_member(self, text: str, at: int, parts: list[Part]) -> int:
         at = self._read_value(text, at)
         if self._scanner.is_done:
             self._step = CallReader._member
-            if self._key == "name" and self._name is None:
-                self._name = _string(self._value)
+            if self._key == "id":
+                self._id = self._string()
+            elif self._name is None:
+                self._name = self._string()
                 self._start(parts)
-            elif self._key == "id":
-                self._id = _string(self._value)
+        return at
+
+    def _skip_member(self, text: str, at: int, parts: list[Part]) -> int:
+        at = self._read_value(text, at)
+        if self._scanner.is_done:
+            self._step = CallReader._member
         return at
 
     def _read_arguments(self, text: str, at: int, parts: list[Part]) -> int:
@@ -182,14 +188,19 @@ class CallReader:
     def _expect(self, step: Callable[[Any, str, int, list[Part]], int]) -> None:
         """A value follows, which `step` reads."""
         self._scanner = JsonScanner()
-        self._value = ""
+        self._value.clear()
         self._step = step
 
     def _read_value(self, text: str, at: int) -> int:
         end = self._scanner.push(text, at)
-        self._value += text[at:end]
         self.is_over = self._scanner.is_broken
+        if self._step is not CallReader._skip_member:
+            self._value.append(text[at:end])
         return end
+
+    def _string(self) -> str | None:
+        written = "".join(self._value)
+        return unescaped(written[1:-1]) if written.startswith('"') else None
 
     def _start(self, parts: list[Part]) -> None:
         """Once all is known that it takes."""
@@ -222,7 +233,3 @@ class CallReader:
         """Something stands here that cannot be part of a call."""
         self.is_over = True
         return at
-
-
-def _string(written: str) -> str | None:
-    return unescaped(written[1:-1]) if written.startswith('"') else None

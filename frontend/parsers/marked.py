@@ -14,6 +14,10 @@ State: TypeAlias = Callable[[Any, str, list[Part]], str]
 it cannot tell before more comes, it leaves in `_held`."""
 
 
+MAX_SPACE = 4096
+"""Characters of space that wait for what comes after them; more are content."""
+
+
 class MarkedParser:
     """Content until one of the markers, which are never part of it; a subclass says what a marker begins.
 
@@ -77,7 +81,7 @@ class MarkedParser:
         return ""
 
     def _add_content(self, text: str, parts: list[Part]) -> None:
-        if self._is_plain or not (text := self._space + text).isspace():
+        if self._is_plain or not (text := self._space + text).isspace() or len(text) > MAX_SPACE:
             self._space = ""
             if text:
                 parts.append(text)

@@ -29,7 +29,7 @@ MAX_TAG = 1024
 
 _OPEN, _CLOSE, _SEPARATOR = "<|open|>", "<|close|>", "<|sep|>"
 _MARKERS = Markers([_OPEN, _CLOSE, "<|end_of_msg|>"])
-_TAG = re.compile(r"\s*(\w+)([^<]*)<\|sep\|>")
+_TAG = re.compile(r"\s*+(\w++)([^<]*+)<\|sep\|>")
 _ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 _TAGS = ("response", "tools", "message", "think", "call", "argument", "json")
 _VALUE_END = Markers(

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dynamo.frontend.parsers.call_reader import CallReader, Reader
 from dynamo.frontend.parsers.context import Functions
-from dynamo.frontend.parsers.marked import MarkedParser
+from dynamo.frontend.parsers.marked import MAX_SPACE, MarkedParser
 from dynamo.frontend.parsers.marker import Markers, end_of
 from dynamo.frontend.parsers.parts import Part
 
@@ -56,20 +56,20 @@ class MarkedCalls(MarkedParser):
 
     def _before_calls(self, text: str, parts: list[Part]) -> str:
         at = end_of(self._format.opening, text, 0)
-        if at == len(text):
+        if at == len(text) <= MAX_SPACE:
             self._held = text
             return ""
         if self._accepts is None and "]" in text[:at]:  # an empty list
             return self._open(text[at:], 0, None)
-        return self._open(text, at, self._reader_of(text[at]))
+        return self._open(text, at, self._reader_of(text[at : at + 1]))
 
     def _after_call(self, text: str, parts: list[Part]) -> str:
         separators = end_of(self._format.separators, text, 0)
         at = end_of(_SPACE, text, separators)
-        if at == len(text):
+        if at == len(text) <= MAX_SPACE:
             self._held = text
             return ""
-        if text[at] == "{" and self._format.may_be_bare:
+        if text[at : at + 1] == "{" and self._format.may_be_bare:
             return self._open(text, at, CallReader(self._accepts))
         return self._open(text[separators:], 0, None)
 

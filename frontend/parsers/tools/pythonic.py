@@ -15,7 +15,7 @@ import re
 
 from dynamo.frontend.parsers.call_arguments import NO_ARGUMENTS
 from dynamo.frontend.parsers.context import Functions, ToolParserFactory
-from dynamo.frontend.parsers.marked import MarkedParser, State
+from dynamo.frontend.parsers.marked import MAX_SPACE, MarkedParser, State
 from dynamo.frontend.parsers.marker import Markers
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part
 from dynamo.frontend.parsers.python_literal import PythonScanner, json_of
@@ -100,7 +100,7 @@ class PythonicCalls(MarkedParser):
         return self._go(PythonicCalls._argument, text[end:])
 
     def _after_call(self, text: str, parts: list[Part]) -> str:
-        if text.isspace():
+        if text.isspace() and len(text) <= MAX_SPACE:
             self._held = text
             return ""
         found = _AFTER_CALL.match(text)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from dynamo.frontend.parsers.marked import MAX_SPACE
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Parser
 from dynamo.frontend.parsers.registry import tool_parser
 from tests.frontend.parsers.golden import Call, Golden, check_golden, golden
@@ -252,3 +253,11 @@ def test_calls_among_words(data: st.DataObject) -> None:
     call = (FAMILIES[family](WEATHER), Call("get_weather", '{"city": "Paris", "days": 3}'))
     words = st.sampled_from(["a", " é😀 ", "\n", "word", " x < y ", "1. "])
     check_calls_among_words(partial(parser, family), data.draw(st.lists(st.one_of(words, st.just(call)), max_size=8)))
+
+
+@pytest.mark.parametrize("begin", ["", "<tool_call>", '<tool_call>{"name": "ping"}'])
+def test_more_space_than_may_wait_is_content(begin: str) -> None:
+    hermes = parser("hermes")
+    hermes.push(begin)
+    assert hermes.push(" " * (MAX_SPACE + 1)) == [" " * (MAX_SPACE + 1)]
+    assert hermes.push(" ") == [" "]
