@@ -344,14 +344,13 @@ def _last_words(request: ChatCompletionRequest) -> str:
 
 
 def _bad_words(model: Model, words: list[str] | None) -> list[list[int]]:
-    """A word has other tokens within a text than at its start; where the number differs, the first ones never follow
-    other text."""
+    """A word has other tokens after a space than at the start of a text."""
     found: list[list[int]] = []
     for word in words or ():
-        plain, spaced = (unpack_token_ids(model.tokenizer.encode(text, False)) for text in (word, f" {word.lstrip()}"))
-        found.append(plain)
-        if spaced != plain:
-            found.append(spaced)
+        for text in (word, f" {word.lstrip()}"):
+            token_ids = unpack_token_ids(model.tokenizer.encode(text, False))
+            if token_ids and token_ids not in found:
+                found.append(token_ids)
     return found
 
 

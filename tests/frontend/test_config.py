@@ -142,3 +142,17 @@ def test_metadata_headers_start_with_something(capsys: pytest.CaptureFixture[str
     assert load(DYN_METADATA_HEADER="X-Our-Meta-").metadata_header_prefix == "x-our-meta-"
     for prefix in ("", "x meta", "x-meta:"):
         assert "not the start of a header's name" in refusal(capsys, f"--metadata-header-prefix={prefix}")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "warn"),
+        ({"DYN_UNKNOWN_FIELDS": "reject"}, "reject"),
+        ({"DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS": "true"}, "ignore"),
+        ({"DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS": "false"}, "reject"),
+        ({"DYN_UNKNOWN_FIELDS": "warn", "DYN_IGNORE_OPENAI_FE_UNSUPPORTED_FIELDS": "true"}, "warn"),
+    ],
+)
+def test_unknown_fields_have_dynamos_variable_too(environ: dict[str, str], expected: str) -> None:
+    assert load(**environ).unknown_fields == expected

@@ -386,3 +386,83 @@ def test_every_named_param_can_be_encoded() -> None:
     error = chat_error(messages=[USER, {"role": {"a": "é" * 100}}])
     assert msgspec.json.encode({"message": error.message, "param": error.param})
     assert len(error.message) < 300
+
+
+def test_without_nvext_only_its_salt_is_left() -> None:
+    policy = RequestPolicy(takes_nvext=False)
+    fields = {"cache_salt": "s", "agent_hints": {"priority": 1}, "extra_fields": ["timing"]}
+    request = decode_chat(chat_body(nvext=fields), policy)
+    assert msgspec.to_builtins(request.nvext) == {"cache_salt": "s"}
+    assert decode_chat(chat_body(nvext={"extra_fields": ["timing"]}), policy).nvext is None
+
+
+@pytest.mark.parametrize("options", [None, {"continuous_usage_stats": True}])
+def test_usage_can_be_forced_on_streams(options: dict[str, bool] | None) -> None:
+    policy = RequestPolicy(forces_usage=True)
+    for request in (
+        decode_chat(chat_body(stream=True, stream_options=options), policy),
+        decode_completion(completion_body(stream=True, stream_options=options), policy),
+    ):
+        assert request.include_usage
+        assert request.continuous_usage_stats == bool(options)
+    assert decode_chat(chat_body(), policy).stream_options is None
+
+
+def test_a_template_is_taken_from_a_request_only_where_that_is_allowed() -> None:
+    error = chat_error(chat_template="{{ 1 }}")
+    assert (error.param, error.code) == ("chat_template", "unsupported_field")
+    assert "--trust-request-chat-template" in error.message
+    trusted = RequestPolicy(trusts_chat_templates=True)
+    assert decode_chat(chat_body(chat_template="{{ 1 }}"), trusted).chat_template == "{{ 1 }}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"documents": [{"a": 1}], "verbosity": "low"}, {"documents": [{"a": 1}], "verbosity": "low"}),
+        ({"verbosity": "low", "chat_template_kwargs": {"verbosity": "high"}}, {"verbosity": "high"}),
+        ({"thinking": True}, {"enable_thinking": True, "thinking": True, "thinking_mode": "enabled"}),
+        (
+            {"reasoning_effort": "none"},
+            {"reasoning_effort": "none", "enable_thinking": False, "thinking": False, "thinking_mode": "disabled"},
+        ),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "max"}},
+            {"reasoning_effort": "low", "enable_thinking": False, "thinking": False, "thinking_mode": "disabled"},
+        ),
+        (
+            {"reasoning_effort": "high", "thinking": {"type": "adaptive"}},
+            {"reasoning_effort": "high", "thinking_mode": "adaptive"},
+        ),
+    ],
+)
+def test_what_a_template_is_told_is_what_dynamo_tells_it(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert decode_chat(chat_body(**fields)).template_args == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "out_of_range"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "out_of_range"),
+        ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+        ({"request_id": "two words"}, "request_id", "out_of_range"),
+        ({"bad_words": ["a"] * 257}, "bad_words", "out_of_range"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_value"),
+        ({"modalities": ["smell"]}, "modalities[0]", "invalid_value"),
+        (
+            {"chat_template_kwargs": {"chat_template": "x"}},
+            "chat_template_kwargs.chat_template",
+            "unsupported_field",
+        ),
+        ({"n": 2, "nvext": {"extra_fields": ["completion_token_ids"]}}, "nvext.extra_fields", "conflicting_fields"),
+    ],
+)
+def test_a_bad_vendor_field_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    error = chat_error(**fields)
+    assert (error.param, error.code) == (param, code)
+
+
+def test_neutral_values_of_refused_fields_are_taken() -> None:
+    decode_completion(completion_body(use_beam_search=False, length_penalty=1, suffix="", lora_request=None))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.model import Model, ModelLoader
-from dynamo.frontend.openai import decode_completion
-from dynamo.frontend.preprocess import TokenPrompt, pack_token_ids, prepare_completion, unpack_token_ids
+from dynamo.frontend.openai import RequestPolicy, decode_chat, decode_completion
+from dynamo.frontend.preprocess import TokenPrompt, pack_token_ids, prepare_chat, prepare_completion, unpack_token_ids
+from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
 from tests.frontend.test_model import card
 
@@ -119,3 +120,55 @@ async def test_the_worker_is_told_of_other_weights(model: Model) -> None:
     body = msgspec.msgpack.decode(msgspec.msgpack.encode(request.wire_request("msgpack")))
     assert body["router_config_override"] == {"router_temperature": 0.5}
     assert "agent_context" not in body
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"truncate_prompt_tokens": 3}, PROMPT[-3:]),
+        ({"truncate_prompt_tokens": 1000}, PROMPT),
+        ({"truncate_prompt_tokens": -1}, PROMPT),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 4090}, PROMPT[-6:]),
+    ],
+)
+async def test_a_prompt_keeps_its_end(model: Model, fields: dict[str, Any], expected: list[int]) -> None:
+    assert (await prepared(model, **fields)).unpacked == expected
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model: Model) -> None:
+    small = replace(model, card=card(context_length=70))
+    with pytest.raises(InvalidRequest) as caught:
+        await prepared(small)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    assert "70 tokens" in caught.value.message
+    assert (await prepared(replace(model, card=card(context_length=71)), max_tokens=50)).output_limit == 1
+
+
+async def test_bad_words_are_told_as_they_are_written_at_a_start_and_within_a_text(model: Model) -> None:
+    request = await prepared(model, bad_words=["self", " self"], bad_words_token_ids=[[1]])
+    assert request.extra_args == {"sampling_options": {"bad_words_token_ids": [[1], [278], [300]]}}
+
+
+async def test_what_stopped_a_text_may_stay(model: Model) -> None:
+    rules = (await prepared(model, no_stop_trim=True, stop_token_ids=[7])).rules
+    assert rules.visible_ids == {7, *model.eos_token_ids}
+    assert rules.include_stop_string
+    assert rules.named_ids == {7}
+
+
+async def test_a_request_may_bring_its_own_template(model: Model) -> None:
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "hi"}],
+        "nvext": {"annotations": ["formatted_prompt"]},
+    }
+    trusted = RequestPolicy(trusts_chat_templates=True)
+
+    async def rendered(template: str) -> str:
+        request = decode_chat(msgspec.json.encode(body | {"chat_template": template}), trusted)
+        return (await prepare_chat(model, request)).formatted_prompt
+
+    assert await rendered("<{{ messages[0].content }}>") == "<hi>"
+    with pytest.raises(InvalidRequest) as caught:
+        await rendered("{% if %}")
+    assert caught.value.param == "chat_template"

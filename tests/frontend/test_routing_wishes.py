@@ -311,3 +311,25 @@ def test_a_field_out_of_range_is_named(nvext: dict[str, Any], param: str) -> Non
     with pytest.raises(InvalidRequest) as refused:
         wishes({}, nvext=nvext)
     assert refused.value.param == param
+
+
+def test_a_priority_of_vllm_is_turned_round_and_gives_way_to_dynamos_own() -> None:
+    assert routing({}, priority=-5) == {"priority": 5, "priority_jump": 5.0}
+    assert routing({}, priority=5) == {"priority": -5, "priority_jump": 0.0}
+    assert routing({}, priority=-5, nvext={"agent_hints": {"priority": 1}})["priority"] == 1
+    assert routing({"x-dynamo-request-priority": "2"}, priority=-5)["priority"] == 2
+
+
+def test_without_hints_a_request_keeps_tenant_session_and_metadata() -> None:
+    given = {
+        "x-dynamo-worker-instance-id": "7",
+        "x-dp-rank": "1",
+        "x-dynamo-request-priority": "4",
+        "x-tenant-id": "t",
+        "x-dynamo-session-id": "s",
+        "x-dynamo-meta-foo": "bar",
+    }
+    headers = read(given, RoutingHeaderReader(takes_hints=False))
+    assert (headers.worker_id, headers.dp_rank, headers.priority) == (None, None, None)
+    assert (headers.tenant, headers.metadata) == ("t", {"foo": "bar"})
+    assert headers.session is not None
