@@ -18,7 +18,7 @@ from dynamo.frontend.forced_calls import forced_functions
 from dynamo.frontend.model import Model
 from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
-from dynamo.frontend.parsers.message import MessageParser, MessagePart
+from dynamo.frontend.parsers.message import MessageParser, MessagePart, merged
 from dynamo.frontend.parsers.parts import Parser, Reasoning
 from dynamo.frontend.parsers.thinking import wants_thinking
 from dynamo.frontend.parsers.tools.guided import named_call, required_calls
@@ -46,15 +46,17 @@ class MessageReader:
         self._num_reasoning_tokens = 0
 
     def read(self, delta: Delta) -> None:
-        parts = self._parser.push(delta.text) if delta.text else []
-        if delta.finish_reason is not None:
-            parts += self._parser.flush()
+        text, is_last = delta.text, delta.finish_reason is not None
+        parts = self._parser.push(text) if text else []
+        if is_last:
+            parts = merged(parts + self._parser.flush())
             if delta.finish_reason == "stop" and self._parser.has_calls:
                 delta.finish_reason = "tool_calls"
-        if delta.num_tokens:
+        is_content = len(parts) == 1 and type(parts[0]) is str
+        if not (is_content and self._is_reasoning is False) and delta.num_tokens:
             self._count(parts, delta.num_tokens)
-        if len(parts) == 1 and isinstance(parts[0], str):
-            delta.text = parts[0]
+        if is_content:
+            delta.text = parts[0]  # type: ignore[assignment]  # as was just seen
         else:
             delta.text, delta.parts = "", parts or None
 

@@ -39,9 +39,15 @@ class MessageParser:
         return self._num_calls > 0
 
     def push(self, text: str) -> list[MessagePart]:
+        """Plain content, which nearly all text is, takes the short way."""
         parts: list[Part] = [text]
         for stage in self._stages:
-            parts = list(chain.from_iterable(_pass(stage, part) for part in parts))
+            if len(parts) == 1 and type(parts[0]) is str:
+                parts = stage.push(parts[0])
+            else:
+                parts = list(chain.from_iterable(_pass(stage, part) for part in parts))
+        if len(parts) == 1 and type(part := parts[0]) is not CallStart and type(part) is not CallArguments:
+            return parts  # type: ignore[return-value]  # content or reasoning, which both unions have
         return self._numbered(parts)
 
     def flush(self) -> list[MessagePart]:
