@@ -148,6 +148,8 @@ def _range(node: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _sized(node: inspect.StrType | inspect.ListType, noun: str, unit: str) -> str:
+    if isinstance(node, inspect.StrType) and node.pattern is not None:
+        return f"a string of the form {node.pattern}"
     if node.max_length is not None:
         return f"{_article(noun)} {noun} of {node.min_length or 0} to {node.max_length} {unit}"
     return f"a non-empty {noun}" if node.min_length else f"{_article(noun)} {noun}"

@@ -464,5 +464,9 @@ def test_a_bad_vendor_field_is_named(fields: dict[str, Any], param: str, code: s
     assert (error.param, error.code) == (param, code)
 
 
+def test_a_form_is_said_as_it_is() -> None:
+    assert chat_error(request_id="two words").message.startswith("request_id must be a string of the form ^[")
+
+
 def test_neutral_values_of_refused_fields_are_taken() -> None:
     decode_completion(completion_body(use_beam_search=False, length_penalty=1, suffix="", lora_request=None))
