@@ -37,7 +37,7 @@ class CallFormat(Struct, frozen=True):
 
 
 class MarkedCalls(MarkedParser):
-    __slots__ = ("_accepts", "_format", "_functions", "_prefix", "_reader")
+    __slots__ = ("_accepts", "_format", "_prefix", "_reader")
 
     def __init__(self, call_format: CallFormat, functions: Functions) -> None:
         super().__init__(call_format.markers)
