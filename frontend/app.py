@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from dynamo.frontend.admin import Admin
+from dynamo.frontend.api_docs import ApiDocs
 from dynamo.frontend.api_routes import Routes
 from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
@@ -69,6 +70,12 @@ class App:
             "/live": {"GET": self._live},
             "/metrics": {"GET": self._metrics},
             **admin.routes(),
+        }
+        docs = ApiDocs(self._routes)
+        self._routes |= {
+            "/openapi.json": {"GET": docs.openapi},
+            "/docs": {"GET": docs.to_page},
+            "/docs/": {"GET": docs.page},
         }
         self._below = sorted((path for path in self._routes if path.endswith("/")), key=len, reverse=True)
 
