@@ -13,6 +13,7 @@ from msgspec import Struct
 from dynamo.frontend.anthropic import MessagesMouth
 from dynamo.frontend.body_fields import RequestPolicy
 from dynamo.frontend.config import MIB, FrontendConfig
+from dynamo.frontend.dispatch_events import Dispatches
 from dynamo.frontend.embeddings import Embeddings
 from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import Handler, Inference
@@ -46,13 +47,17 @@ class ApiRoutes:
     def of(self, config: FrontendConfig) -> Routes:
         """Raises ConfigError."""
         routes: Routes = {
-            CHAT: self._generates(ChatMouth(self._policy, self._errors.of(CHAT), config.reasoning_field_name)),
+            CHAT: self._generates(self._chat(config)),
             COMPLETIONS: self._generates(CompletionMouth(self._policy, self._errors.of(COMPLETIONS))),
             EMBEDDINGS: {"POST": partial(self._inference.serve_whole, Embeddings(self._policy))},
             **self._tokenization(),
             **self._responses(_store(config, self._run_dir)),
         }
         return routes | self._messages(config.strip_anthropic_preamble) if config.enable_anthropic_api else routes
+
+    def _chat(self, config: FrontendConfig) -> ChatMouth:
+        dispatches = Dispatches(config.enable_streaming_tool_dispatch, config.enable_streaming_reasoning_dispatch)
+        return ChatMouth(self._policy, self._errors.of(CHAT), config.reasoning_field_name, dispatches)
 
     def _tokenization(self) -> Routes:
         """At vLLM's paths, and below /v1 where clients have a base URL that ends so."""

@@ -166,6 +166,16 @@ class ServingOptions(Config):
         env="DYN_RESPONSES_STORE_PATH",
         help="SQLite file to keep them in; unset: one that is gone with this gateway.",
     )
+    enable_streaming_tool_dispatch: bool = option(
+        False,
+        env="DYN_ENABLE_STREAMING_TOOL_DISPATCH",
+        help="Tell of each call in one piece, as a `tool_call_dispatch` event of the stream of /v1/chat/completions.",
+    )
+    enable_streaming_reasoning_dispatch: bool = option(
+        False,
+        env="DYN_ENABLE_STREAMING_REASONING_DISPATCH",
+        help="Tell of all reasoning in one piece once it ends, as a `reasoning_dispatch` event of the same streams.",
+    )
     reasoning_field_name: str = option(
         "reasoning_content",
         env="DYN_REASONING_FIELD_NAME",

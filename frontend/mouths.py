@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.body_fields import DEFAULT_POLICY, RequestPolicy
+from dynamo.frontend.dispatch_events import NO_DISPATCHES, Dispatches
 from dynamo.frontend.error_formats import ErrorFormat, OpenAiErrors
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.news_fields import news_fields
@@ -80,10 +81,12 @@ class ChatMouth:
         policy: RequestPolicy = DEFAULT_POLICY,
         errors: ErrorFormat | None = None,
         reasoning_field: str = REASONING_FIELD,
+        dispatches: Dispatches = NO_DISPATCHES,
     ) -> None:
         self.errors = errors or OpenAiErrors()
         self._policy = policy
         self._reasoning_field = reasoning_field
+        self._dispatches = dispatches
 
     def decode(self, body: bytes) -> ChatCompletionRequest:
         return decode_chat(body, self._policy)
@@ -98,7 +101,7 @@ class ChatMouth:
     ) -> Renderer:
         id = _id("chatcmpl", request, record)
         stream_of = partial(ChatStream, id, record.model, created, reasoning_field=self._reasoning_field)
-        return ChunkRenderer(stream_of, request, record, extras, self.errors)
+        return self._dispatches.wrap(ChunkRenderer(stream_of, request, record, extras, self.errors))
 
     def body(
         self,

@@ -132,10 +132,12 @@ class ParserWorker(AnchorProcess):
 
 
 class ParserOracle:
-    """The real frontend, and a worker with a model for each of `pairs`; other frontends may join their `store`."""
+    """The real frontend with some `flags`, and a worker with a model for each of `pairs`; other frontends may join
+    their `store`."""
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
+    def __init__(self, pairs: Iterable[Pair], *flags: str) -> None:
         self._pairs = dict.fromkeys(pairs)
+        self._flags = flags
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -144,7 +146,7 @@ class ParserOracle:
         self.worker = self._stack.enter_context(
             ParserWorker(self.store, _model_directory(directory / "model"), self._pairs)
         )
-        real = self._stack.enter_context(AnchorFrontend(self.store))
+        real = self._stack.enter_context(AnchorFrontend(self.store, *self._flags))
         self.base_url = real.base_url
         wait_until(lambda: real.models() == set(self.worker.models), "the models of all parsers")
         return self
