@@ -7,9 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dynamo.frontend.anthropic import MESSAGES
 from dynamo.frontend.config import FrontendConfig
+from dynamo.frontend.embedding_requests import EMBEDDINGS
 from dynamo.frontend.metric_families import Families
 from dynamo.frontend.openai_compatibility import APIS, OPENAI_API, Api
+from dynamo.frontend.responses import RESPONSES
 from dynamo.router.config import RouterConfig
 from dynamo.router.metrics import RouterMetrics
 from dynamo.shared.config import Config, Option, flags_of
@@ -54,8 +57,9 @@ ABOUT_COMPATIBILITY = f"""# What becomes of each field of a request
 
 Written by `make docs` from the tables that requests are checked by; do not edit.
 
-OpenAI's API is meant as of {OPENAI_API}; beside it stand the fields of Dynamo 1.6.1 and those that vLLM adds. A test
-sends each of them and looks for what its row says.
+OpenAI's API is meant as of {OPENAI_API}; beside it stand the fields of
+Dynamo 1.6.1 and those that vLLM adds, and Anthropic's API. A test sends each field and looks for what its row says,
+but for those of embeddings.
 
 - *honoured*: this gateway does it, or what it takes to have it done.
 - *forwarded*: the worker is told; its engine does it or not.
@@ -162,7 +166,7 @@ def _family(family: Family[Value] | Family[Distribution]) -> str:
 
 
 def _compatibility() -> str:
-    return ABOUT_COMPATIBILITY + "".join(_api(api) for api in APIS)
+    return ABOUT_COMPATIBILITY + "".join(_api(api) for api in (*APIS, RESPONSES, EMBEDDINGS, MESSAGES))
 
 
 def _api(api: Api) -> str:

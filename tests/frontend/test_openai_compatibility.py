@@ -13,18 +13,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import Struct
 from openai.types import completion_create_params as of_completions
 from openai.types.chat import completion_create_params as of_chat
+from openai.types.responses import response_create_params as of_responses
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dynamo.frontend.openai import decode_chat, decode_completion
+from dynamo.frontend.anthropic import MESSAGES
 from dynamo.frontend.openai_compatibility import APIS, CHAT, COMPLETIONS, NVEXT, Api
-from dynamo.shared.errors import InvalidRequest
+from dynamo.frontend.responses import RESPONSES
 from dynamo.shared.messages import Placed
 from tests.support.raw_worker import Call
 from tests.support.served_acceptor import DEMO_MODEL, MODEL, HttpAnswer
@@ -33,10 +33,19 @@ from tests.support.stage import WORKER, Stage, open_stage
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 OPEN = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]}
 OPEN_END = OPEN | {"add_generation_prompt": False}
-PATHS = {CHAT: "/v1/chat/completions", COMPLETIONS: "/v1/completions"}
+OFFERED = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+TABLES = (*APIS, RESPONSES, MESSAGES)
+PATHS = {
+    CHAT: "/v1/chat/completions",
+    COMPLETIONS: "/v1/completions",
+    RESPONSES: "/v1/responses",
+    MESSAGES: "/v1/messages",
+}
 BASES: dict[Api, dict[str, Any]] = {
-    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
-    COMPLETIONS: {"prompt": "hi there"},
+    CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
+    COMPLETIONS: {"prompt": "hi there", "max_tokens": 9},
+    RESPONSES: {"input": "hi", "max_output_tokens": 9},
+    MESSAGES: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
 }
 
 
@@ -46,6 +55,11 @@ TEMPLATE = "".join(f"{{{{ {name} }}}};" for name in VARIABLES) + (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+OPTIONS = {"trust_request_chat_template": True, "enable_anthropic_api": True, "responses_store_mb": 1}
+UNKNOWN_OF_RESPONSES = {"access_programs", "background_options", "image"}
+MADE_UP = re.compile(r'"(\w*id|\w*_at|created)":("(\w+[-_])?[0-9a-f-]{24,36}"|\d+)')
 
 
 class Example(Struct, frozen=True):
@@ -188,6 +202,79 @@ EXAMPLES: dict[Api, dict[str, Example]] = {
         "router_config_override": Example({"router_temperature": 0.5}),
         "router": Example({"ttft_ms": 5}, "router"),
     },
+    RESPONSES: {
+        "model": Example("nobody"),
+        "input": Example([{"role": "user", "content": "bye"}]),
+        "instructions": Example("Be brief."),
+        "tools": Example([OFFERED]),
+        "tool_choice": Example("required", needs={"tools": [OFFERED]}),
+        "parallel_tool_calls": Example(
+            False,
+            "sampling_options.guided_decoding.json.maxItems",
+            1,
+            needs={"tools": [OFFERED], "tool_choice": "required"},
+        ),
+        "reasoning": Example({"effort": "low"}),
+        "text": Example(
+            {"format": {"type": "json_object"}}, "sampling_options.guided_decoding.json", {"type": "object"}
+        ),
+        "previous_response_id": Example("resp_1"),
+        "conversation": Example("conv_1"),
+        "truncation": Example("auto"),
+        "nvext": Example({"greed_sampling": True}),
+        "stream": Example(True),
+        "stream_options": Example({"include_obfuscation": True}, needs={"stream": True}),
+        "max_output_tokens": Example(2),
+        "temperature": Example(0.5, "sampling_options.temperature"),
+        "top_p": Example(0.5, "sampling_options.top_p"),
+        "top_logprobs": Example(2),
+        "include": Example(["message.output_text.logprobs"]),
+        "store": Example(False),
+        "background": Example(True),
+        "metadata": Example({"a": "b"}),
+        "max_tool_calls": Example(3),
+        "user": Example("somebody"),
+        "service_tier": Example("flex"),
+        "safety_identifier": Example("s"),
+        "prompt": Example({"id": "p"}),
+        "prompt_cache_key": Example("k"),
+        "prompt_cache_options": Example({"mode": "explicit"}),
+        "prompt_cache_retention": Example("24h"),
+        "context_management": Example([{"type": "compaction"}]),
+        "moderation": Example({"model": "m"}),
+    },
+    MESSAGES: {
+        "model": Example("nobody"),
+        "messages": Example([{"role": "user", "content": "bye"}]),
+        "system": Example("Be brief."),
+        "tools": Example([{"name": "weather", "input_schema": {"type": "object"}}]),
+        "tool_choice": Example(
+            {"type": "any"}, needs={"tools": [{"name": "weather", "input_schema": {"type": "object"}}]}
+        ),
+        "thinking": Example({"type": "disabled"}),
+        "output_config": Example({"effort": "low"}),
+        "output_format": Example(
+            {"type": "json_schema", "schema": {"type": "object"}},
+            "sampling_options.guided_decoding.json",
+            {"type": "object"},
+        ),
+        "cache_control": Example({"type": "ephemeral"}),
+        "mcp_servers": Example([{"name": "m", "type": "url", "url": "http://a"}]),
+        "context_management": Example({"edits": []}),
+        "nvext": Example({"greed_sampling": True}),
+        "max_tokens": Example(2),
+        "stream": Example(True),
+        "stop_sequences": Example(["ing"]),
+        "temperature": Example(0.5, "sampling_options.temperature"),
+        "top_k": Example(5, "sampling_options.top_k"),
+        "top_p": Example(0.5, "sampling_options.top_p"),
+        "metadata": Example({"user_id": "u"}),
+        "service_tier": Example("auto"),
+        "container": Example("c"),
+        "inference_geo": Example("eu"),
+        "speed": Example("fast"),
+        "diagnostics": Example({}),
+    },
 }
 
 
@@ -202,7 +289,7 @@ class Seen(NamedTuple):
 def rows(fate: str) -> list[Any]:
     """Those of all tables, each with the route it is sent to."""
     found = []
-    for api in APIS:
+    for api in TABLES:
         for name in (name for name, row in api.rows.items() if row.fate == fate):
             route = CHAT if api is NVEXT else api
             found.append(pytest.param(api, route, name, id=f"{PATHS[route]}-{name}"))
@@ -232,7 +319,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory, model: Path) -> AsyncIterator[Stage]:
-    async with open_stage(tmp_path_factory.mktemp("stage"), model, trust_request_chat_template=True) as stage:
+    async with open_stage(tmp_path_factory.mktemp("stage"), model, **OPTIONS) as stage:
         stage.router.answer = lambda place: Placed(place.request_id, WORKER, "set", place.dp_rank or 0)
         yield stage
 
@@ -240,7 +327,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory, model: Path) -> AsyncI
 async def see(stage: Stage, route: Api, body: dict[str, Any]) -> Seen:
     """The worker tells all that a worker can, of a token whose text is shown, one that may stop, and the model's own
     end."""
-    asked = asyncio.create_task(stage.acceptor.ask("POST", PATHS[route], {"model": MODEL, "max_tokens": 9} | body))
+    asked = asyncio.create_task(stage.acceptor.ask("POST", PATHS[route], {"model": MODEL} | body))
     told = []
     for _ in range(body.get("n") or 1):
         call = asyncio.create_task(stage.worker.next_call())
@@ -266,7 +353,7 @@ async def _answer(call: Call) -> None:
 
 
 def _seen(answer: HttpAnswer, told: list[dict[str, Any]]) -> Seen:
-    text = re.sub(r'"(id|created)":("\w+-[0-9a-f-]{36}"|\d+)|"request_id":"[^"]+"', "", answer.body.decode())
+    text = MADE_UP.sub(r'"\1":0', answer.body.decode())
     for request in told:
         request.get("extra_args", {}).get("nvext", {}).pop("extra_fields", None)
     return Seen(answer.status, text, told)
@@ -278,7 +365,7 @@ def at(told: Any, path: str) -> Any:
     return told
 
 
-@pytest.mark.parametrize("api", APIS, ids=lambda api: api.title)
+@pytest.mark.parametrize("api", TABLES, ids=lambda api: api.title)
 def test_every_field_has_a_row_and_an_example(api: Api) -> None:
     fields = set(api.body.__struct_encode_fields__)
     assert fields == set(api.rows) == set(EXAMPLES[api])
@@ -286,6 +373,7 @@ def test_every_field_has_a_row_and_an_example(api: Api) -> None:
 
 def test_openais_own_fields_are_all_there() -> None:
     assert set(of_chat.CompletionCreateParamsBase.__annotations__) <= set(CHAT.rows)
+    assert set(of_responses.ResponseCreateParamsBase.__annotations__) <= {*RESPONSES.rows, *UNKNOWN_OF_RESPONSES}
     assert set(of_completions.CompletionCreateParamsBase.__annotations__) <= set(COMPLETIONS.rows)
 
 
@@ -309,18 +397,20 @@ async def test_a_forwarded_field_reaches_the_worker(stage: Stage, api: Api, rout
 @pytest.mark.parametrize(("api", "route", "name"), rows("no effect"))
 async def test_what_has_no_effect_has_none(stage: Stage, api: Api, route: Api, name: str) -> None:
     without, with_it = body_with(api, route, name)
-    seen = await see(stage, route, with_it)
+    seen, other = await see(stage, route, with_it), await see(stage, route, without)
     assert seen.status == 200
-    assert seen == await see(stage, route, without)
+    assert seen.told == other.told
+    assert seen.answer == other.answer or route is RESPONSES  # which repeats what it was asked
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("api", "route", "name"), rows("refused"))
-def test_a_refused_field_is_named(api: Api, route: Api, name: str) -> None:
-    decode = decode_chat if route is CHAT else decode_completion
-    body = {"model": MODEL} | body_with(api, route, name)[1]
-    with pytest.raises(InvalidRequest) as caught:
-        decode(json.dumps(body).encode())
-    assert (caught.value.status, caught.value.param, caught.value.code) == (400, name, "unsupported_field")
-    assert api.rows[name].about in caught.value.message
+async def test_a_refused_field_is_named(stage: Stage, api: Api, route: Api, name: str) -> None:
+    without, with_it = body_with(api, route, name)
+    seen = await see(stage, route, with_it)
+    error = json.loads(seen.answer)["error"]
+    assert seen.status in (400, 501)
+    assert error.get("param", name) == name  # Anthropic's errors have none
+    assert name in error["message"]
     for neutral in (None, *api.rows[name].neutral):
-        decode(msgspec.json.encode(body | {name: neutral}))
+        assert (await see(stage, route, without | {name: neutral})).status == 200
