@@ -28,7 +28,9 @@ _BY_HAND: dict[str, dict[str, Schema]] = {
         "tool_choice": TOOL_CHOICE,
     },
     "TokenizeRequest": {
-        "messages": {"anyOf": [{"type": "array", "items": {"$ref": f"{_REF}ChatMessage"}}, {"type": "null"}]},
+        "messages": {
+            "anyOf": [{"type": "array", "items": {"$ref": f"{_REF}ChatMessage"}, "minItems": 1}, {"type": "null"}]
+        },
         "tools": {"anyOf": [{"type": "array", "items": {"$ref": f"{_REF}ChatTool"}}, {"type": "null"}]},
     },
     "CompletionRequest": {"prompt": PROMPT},
@@ -146,6 +148,8 @@ def _components(operations: Iterable[Operation]) -> dict[str, Schema]:
             for field, schema in fields.items():
                 about = schemas[name]["properties"][field].get("description")
                 schemas[name]["properties"][field] = schema | ({"description": about} if about else {})
+    if "TokenizeRequest" in schemas:
+        schemas["TokenizeRequest"]["anyOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
     return schemas | {"ChatMessage": MESSAGE, "ChatTool": TOOL}
 
 
