@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamo.frontend.kept_output import KeptOutput
 from dynamo.frontend.metrics import RequestRecord
@@ -43,12 +43,18 @@ class TellingAnswer(TokenAnswer):
         for output in outputs:
             self._news.note(output)
         del self._news.token_ids[num_known + delta.num_tokens :]  # what came after the end
-        if self._news.prompt_logprobs is not None and self._logprobs is not None:
-            # A whole answer still holds these entries; of a stream they are gone, with null for what was not known.
-            self._logprobs.fill_in(self._echoed, self._news.prompt_logprobs)
+        if self._news.prompt_logprobs is not None:
+            self._note_prompt_logprobs(self._news.prompt_logprobs)
         if delta.finish_reason is not None or not delta.is_empty:
             self._attach(delta)
         return delta
+
+    def _note_prompt_logprobs(self, told: list[Any]) -> None:
+        """A worker that goes on for another takes what that one has generated for prompt too."""
+        del told[self._num_prompt_tokens :]
+        if self._logprobs is not None:
+            # A whole answer still holds these entries; of a stream they are gone, with null for what was not known.
+            self._logprobs.fill_in(self._echoed, told)
 
     def _attach(self, delta: Delta) -> None:
         delta.news, self._news = self._news, WorkerNews([])

@@ -24,7 +24,8 @@ class WorkerNews(Struct):
         self.token_ids += output.token_ids
         if isinstance(data := output.engine_data, dict):
             self.engine_data = data
-            self.prompt_logprobs = data.get("prompt_logprobs") or self.prompt_logprobs
+            if isinstance(logprobs := data.get("prompt_logprobs"), list):
+                self.prompt_logprobs = logprobs
             self.routed_experts = data.get("routed_experts") or self.routed_experts
 
     def add(self, later: WorkerNews) -> None:

@@ -248,3 +248,17 @@ async def test_usage_so_far_is_in_every_chunk(stage: Stage) -> None:
     counts = [chunk["usage"]["completion_tokens"] for chunk in told]
     assert counts == sorted(counts)
     assert (counts[-1], told[-1]["choices"]) == (3, [])
+
+
+async def test_logprobs_are_those_of_the_prompt_alone(stage: Stage) -> None:
+    longer = {"prompt_logprobs": [*OF_PROMPT, {"300": {"logprob": -0.5}}]}
+    items = [{"token_ids": [300], "finish_reason": "stop", "engine_data": longer}]
+    (choice,) = (await ask(stage, COMPLETIONS, items, prompt_logprobs=1)).json["choices"]
+    assert choice["prompt_logprobs"] == OF_PROMPT
+
+
+@pytest.mark.parametrize("data", [5, {"prompt_logprobs": 5}, {"prompt_logprobs": [5, {"6": 5}]}], ids=str)
+async def test_nonsense_of_a_worker_is_no_harm(stage: Stage, data: Any) -> None:
+    items = [{"token_ids": [300], "finish_reason": "stop", "engine_data": data}]
+    answer = await ask(stage, COMPLETIONS, items, echo=True, logprobs=1, **extra("engine_data", "prompt_logprobs"))
+    assert answer.status == 200
