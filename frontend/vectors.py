@@ -18,7 +18,11 @@ def json_numbers(vector: str | list[float]) -> bytes:
     Raises BackendFailure.
     """
     try:
-        numbers = np.frombuffer(b64decode(vector), "<f4") if isinstance(vector, str) else np.asarray(vector, "<f4")
+        numbers = (
+            np.frombuffer(b64decode(vector, validate=True), "<f4")
+            if isinstance(vector, str)
+            else np.asarray(vector, "<f4")
+        )
     except (binascii.Error, ValueError) as error:
         raise BackendFailure(f"The worker sent an embedding that is no base64 of 32-bit floats: {error}.") from None
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
