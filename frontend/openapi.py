@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
+from dynamo.frontend.anthropic import MESSAGES
 from dynamo.frontend.embedding_requests import EMBEDDINGS
 from dynamo.frontend.message_schemas import MESSAGE, PROMPT, TOOL, TOOL_CHOICE, Schema
 from dynamo.frontend.openai_compatibility import APIS, OPENAI_API, Api
 from dynamo.frontend.operations import EVENTS, OPERATIONS, Operation
+from dynamo.frontend.responses import RESPONSES
 
 _REF = "#/components/schemas/"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -141,15 +143,13 @@ def _components(operations: Iterable[Operation]) -> dict[str, Schema]:
     kinds = {kind for operation in operations for kind in _kinds(operation)}
     _, schemas = msgspec.json.schema_components(sorted(kinds, key=str), ref_template=_REF + "{name}")
     schemas = _renamed(schemas)
-    for api in (*APIS, EMBEDDINGS):
-        _describe(schemas, api)
     for name, fields in _BY_HAND.items():
         if name in schemas:
-            for field, schema in fields.items():
-                about = schemas[name]["properties"][field].get("description")
-                schemas[name]["properties"][field] = schema | ({"description": about} if about else {})
+            schemas[name]["properties"] |= {field: dict(schema) for field, schema in fields.items()}
     if "TokenizeRequest" in schemas:
         schemas["TokenizeRequest"]["anyOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
+    for api in (*APIS, RESPONSES, EMBEDDINGS, MESSAGES):
+        _describe(schemas, api)
     return schemas | {"ChatMessage": MESSAGE, "ChatTool": TOOL}
 
 
@@ -186,4 +186,4 @@ def _describe(schemas: dict[str, Schema], api: Api) -> None:
     schema["description"] = api.title.replace("`", "")
     for name, row in api.rows.items():
         if name in schema["properties"]:
-            schema["properties"][name]["description"] = f"{row.fate.capitalize()}. {row.about}"
+            schema["properties"][name] |= {"description": f"{row.fate.capitalize()}. {row.about}"}
