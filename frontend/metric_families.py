@@ -60,6 +60,7 @@ _TTFT = (
     480.0,
 )
 _ITL = (0.0005, 0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.048, 0.092, 0.18, 0.34, 0.65, 1.2, 2.4, 4.5, 8.7, 17.0, 80.0)
+_EMBEDDING = (0.002, 0.0041, 0.0084, 0.017, 0.035, 0.07, 0.14, 0.29, 0.59, 1.2, 2.4, 4.9, 10.0)
 _STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LOOP_DELAY = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _ROUND_TRIP = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -80,6 +81,7 @@ COUNTERS = {
         "Requests that failed as often as they may move, or had nowhere to go.", _MODEL
     ),
     "model_migration_max_seq_len_exceeded": Counter("Requests that grew too long to move.", _MODEL),
+    "parser_failures": Counter("Answers passed on as they came once their parser had failed.", _MODEL),
     "dispatch_retries": Counter("Requests placed again before a worker began them."),
     "local_placements": Counter("Placements without the router, while it was away."),
     "router_timeouts": Counter("Placements the router did not answer in time."),
@@ -118,6 +120,7 @@ HISTOGRAMS = {
     "inter_token_latency_seconds": Histogram("Time between tokens: a request's mean, once per gap.", _ITL, _MODEL),
     "input_sequence_tokens": Histogram("Prompt tokens.", _TOKENS, _MODEL),
     "output_sequence_tokens": Histogram("Generated tokens.", _OUTPUT_TOKENS, _MODEL),
+    "embedding_latency_seconds": Histogram("From an embedding request's headers to its answer.", _EMBEDDING, _MODEL),
     "cached_tokens": Histogram("Prompt tokens the worker found in its cache.", _TOKENS, _MODEL),
     "stage_duration_seconds": Histogram("Time in a stage of the pipeline.", _STAGES, ("stage",)),
     "event_loop_delay_seconds": Histogram("How late the event loop runs what is due.", _LOOP_DELAY),

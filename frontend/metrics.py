@@ -54,6 +54,7 @@ class RequestRecord(Struct):
     num_cached_tokens: int | None = None
     num_reasoning_tokens: int | None = None  # of the output; None where nobody looks for reasoning
     num_choices: int = 1
+    num_parser_failures: int = 0  # choices whose parser failed
     placed: Placed | None = None  # the last placement
     migrations: tuple[tuple[str, str], ...] = ()  # (kind, reason) of each change of worker, of all choices together
     is_migration_exhausted: bool = False  # a choice could have moved, but not once more or to nobody
@@ -252,6 +253,8 @@ class FrontendMetrics:
         self._preprocess.observe(record.prepared_at - record.started_at)
         of_model.input.observe(record.num_prompt_tokens)
         of_model.tokens_in.inc(record.num_prompt_tokens)
+        if record.num_parser_failures:
+            self.families.counters["parser_failures"].labels(record.model).inc(record.num_parser_failures)
         if record.has_outgrown_migration:
             self.families.counters["model_migration_max_seq_len_exceeded"].labels(record.model).inc()
         if record.placed_at:
@@ -260,6 +263,9 @@ class FrontendMetrics:
             self._count_migrations(record)
         if record.first_token_at:
             self._observe_output(of_model, record)
+        elif record.endpoint == "embeddings" and record.error is None:
+            latency = self.families.histograms["embedding_latency_seconds"].labels(record.model)
+            latency.observe(record.ended_at - record.started_at)
 
     def _observe_route(self, record: RequestRecord) -> None:
         self._route.observe(record.placed_at - record.prepared_at)

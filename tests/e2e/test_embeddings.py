@@ -114,6 +114,7 @@ def test_requests_are_counted(embedding_gateway: Gateway) -> None:
     embed(embedding_gateway, input="hi")
     after = metric(embedding_gateway, "dynamo_frontend_requests_total", endpoint="embeddings", status="success")
     assert after == before + 1
+    assert metric(embedding_gateway, "dynamo_frontend_embedding_latency_seconds_count", model=MODEL) == after
 
 
 # ---- what is wrong with a body
