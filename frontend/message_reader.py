@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 from dynamo.frontend.forced_calls import forced_functions
@@ -26,6 +26,7 @@ from dynamo.frontend.postprocess import Delta
 
 log = logging.getLogger("dynamo.parsers")
 
+MAX_MODELS_LOGGED = 1024
 PROMPT_END = 64
 """Characters of a rendered prompt that a reasoning parser may look at: it may end inside of reasoning."""
 
@@ -34,24 +35,47 @@ CountTokens: TypeAlias = Callable[[str], int]
 
 
 class MessageReader:
-    """Reads one choice. `read` turns the text of each delta into parts; the last has a finish reason."""
+    """Reads one choice. `read` turns the text of each delta into parts; the last has a finish reason.
 
-    __slots__ = ("_count_tokens", "_is_reasoning", "_num_reasoning_tokens", "_num_undecided", "_parser")
+    A parser that raises takes no answer down: from the delta at which it does, all text is content, and what it held
+    back is lost. `on_failure` is called while that exception is handled.
+    """
 
-    def __init__(self, parser: MessageParser, count_tokens: CountTokens) -> None:
-        self._parser = parser
+    __slots__ = (
+        "_count_tokens",
+        "_is_reasoning",
+        "_num_reasoning_tokens",
+        "_num_undecided",
+        "_on_failure",
+        "_parser",
+        "has_failed",
+    )
+
+    def __init__(
+        self, make_parser: Callable[[], MessageParser], count_tokens: CountTokens, on_failure: Callable[[], None]
+    ) -> None:
         self._count_tokens = count_tokens
+        self._on_failure = on_failure
+        self.has_failed = False
         self._is_reasoning: bool | None = None  # None until there is something to tell
         self._num_undecided = 0
         self._num_reasoning_tokens = 0
+        try:
+            self._parser = make_parser()
+        except Exception:  # parsers may be of other packages
+            self._give_up()
 
     def read(self, delta: Delta) -> None:
-        text, is_last = delta.text, delta.finish_reason is not None
-        parts = self._parser.push(text) if text else []
-        if is_last:
-            parts = merged(parts + self._parser.flush())
-            if delta.finish_reason == "stop" and self._parser.has_calls:
-                delta.finish_reason = "tool_calls"
+        text = delta.text
+        try:
+            parts = self._parser.push(text) if text else []
+            if delta.finish_reason is not None:
+                parts = merged(parts + self._parser.flush())
+        except Exception:  # as above, and no bug of our own parsers is worth an answer
+            self._give_up()
+            parts = [text] if text else []
+        if delta.finish_reason == "stop" and self._parser.has_calls:
+            delta.finish_reason = "tool_calls"
         is_content = len(parts) == 1 and type(parts[0]) is str
         if not (is_content and self._is_reasoning is False) and delta.num_tokens:
             self._count(parts, delta.num_tokens)
@@ -64,6 +88,11 @@ class MessageReader:
         """Output tokens spent on reasoning since the last call, markers included."""
         num_tokens, self._num_reasoning_tokens = self._num_reasoning_tokens, 0
         return num_tokens
+
+    def _give_up(self) -> None:
+        self.has_failed = True
+        self._parser = MessageParser((), _new_call_id)
+        self._on_failure()
 
     def _count(self, parts: list[MessagePart], num_tokens: int) -> None:
         if not parts:
@@ -101,8 +130,16 @@ def reader_of_message(model: Model, request: ChatCompletionRequest, prompt_end: 
 
 
 def _make_reader(stages: list[Callable[[], Parser]], model: Model) -> MessageReader:
-    parser = MessageParser([stage() for stage in stages], _new_call_id)
-    return MessageReader(parser, lambda text: len(model.tokenizer.encode(text, False)) >> 2)
+    return MessageReader(
+        lambda: MessageParser([stage() for stage in stages], _new_call_id),
+        lambda text: len(model.tokenizer.encode(text, False)) >> 2,
+        partial(_log_failure, model.name, model.mdcsum),
+    )
+
+
+@lru_cache(MAX_MODELS_LOGGED)  # once for each model: what fails for one answer fails for many
+def _log_failure(model: str, mdcsum: str) -> None:
+    log.exception("model %r: a parser failed; the rest of such an answer is passed on as content", model)
 
 
 def _reasoning_stage(model: Model, request: ChatCompletionRequest, prompt_end: str) -> Iterator[Callable[[], Parser]]:

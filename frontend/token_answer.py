@@ -98,6 +98,8 @@ class TokenAnswer:
         if self._num_reasoning_tokens is not None and not self._reads_reasoning:
             record.num_reasoning_tokens = (record.num_reasoning_tokens or 0) + self._num_reasoning_tokens
         self._sink.push(self._last or self._delta(self._choice.flush(), 0, "stop"))
+        if self._reader is not None and self._reader.has_failed:
+            record.num_parser_failures += 1
 
     def _fold(self, outputs: list[EngineOutput]) -> Delta:
         choice = self._choice

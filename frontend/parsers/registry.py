@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
+from dynamo.frontend.parsers.plug_in import checked
 from dynamo.frontend.parsers.reasoning import REASONING_PARSERS
 from dynamo.frontend.parsers.tools import TOOL_PARSERS
 
@@ -56,7 +57,7 @@ def _load(kind: str, plug_in: Any) -> Any:
         raise UnknownParser(f"the {kind} {plug_in.name!r} ({plug_in.value}) cannot be loaded: {error}") from error
     if not callable(factory):
         raise UnknownParser(f"the {kind} {plug_in.name!r} ({plug_in.value}) is not a factory of parsers")
-    return factory
+    return checked(factory)
 
 
 def _hint(name: str, names: Iterable[str]) -> str:

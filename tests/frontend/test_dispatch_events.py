@@ -47,7 +47,8 @@ def events(dispatches: Dispatches, text: str, size: int, finish_reason: str = "s
     """Of a text in pieces of `size` characters: (name, data) or the number of a choice."""
     ids = count()
     stages = [reasoning_parser("qwen3")(ReasoningContext()), tool_parser("hermes")(Functions([]))]
-    reader = MessageReader(MessageParser(stages, lambda: f"call_{next(ids)}"), len)
+    parser = MessageParser(stages, lambda: f"call_{next(ids)}")
+    reader = MessageReader(lambda: parser, len, pytest.fail)
     renderer = dispatches.wrap(Chunks())
     stream = b""
     for start in range(0, len(text), size):

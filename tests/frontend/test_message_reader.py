@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import pytest
 
 from dynamo.frontend.message_reader import MessageReader
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
 from dynamo.frontend.parsers.message import MessageParser, ToolCallDelta
-from dynamo.frontend.parsers.parts import Reasoning
+from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part, Reasoning
+from dynamo.frontend.parsers.plug_in import checked
 from dynamo.frontend.parsers.registry import reasoning_parser, tool_parser
 from dynamo.frontend.postprocess import Delta
 
@@ -20,7 +23,8 @@ WORDS = ["<think>", "one ", "two", "</think>", "three ", "four", '<tool_call>{"n
 def reader() -> MessageReader:
     stages = [reasoning_parser("qwen3")(ReasoningContext()), tool_parser("hermes")(Functions(TOOLS))]
     ids = count()
-    return MessageReader(MessageParser(stages, lambda: f"call_{next(ids)}"), lambda text: len(text.split()))
+    parser = MessageParser(stages, lambda: f"call_{next(ids)}")
+    return MessageReader(lambda: parser, lambda text: len(text.split()), pytest.fail)
 
 
 def read(size: int, words: list[str]) -> tuple[list[Delta], int]:
@@ -52,3 +56,92 @@ def test_plain_content_stays_text() -> None:
         ("four", None, "stop"),
     ]
     assert num_reasoning_tokens == 0
+
+
+class Failing:
+    """Holds one piece of text back, and raises with the text that says so."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, text: str) -> list[Part]:
+        if text == "raise":
+            raise ValueError(text)
+        text, self._held = self._held, text
+        return [text] if text else []
+
+    def flush(self) -> list[Part]:
+        if self._held == "raise at the end":
+            raise ValueError(self._held)
+        return [self._held]
+
+
+def content_of(make_parser: Callable[[], MessageParser], pieces: list[str]) -> tuple[str, bool, int]:
+    """With whether the parser failed, and how often that was told."""
+    failures: list[None] = []
+    chosen, text = MessageReader(make_parser, len, lambda: failures.append(None)), ""
+    for number, piece in enumerate(pieces, 1):
+        delta = Delta(0, piece, 1, "stop" if number == len(pieces) else None)
+        chosen.read(delta)
+        assert delta.parts is None
+        text += delta.text
+    return text, chosen.has_failed, len(failures)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "content"),
+    [
+        (["a", "b", "raise", "c"], "araisec"),  # "b" was held back
+        (["raise", "a", "raise"], "raisearaise"),
+        (["a", "raise at the end"], "raise at the end"),
+        (["raise"], "raise"),
+    ],
+)
+def test_a_parser_that_raises_is_left_out_from_there(pieces: list[str], content: str) -> None:
+    assert content_of(lambda: MessageParser([Failing()], str), pieces) == (content, True, 1)
+
+
+def test_a_parser_that_cannot_be_made_is_left_out() -> None:
+    def make_parser() -> MessageParser:
+        raise ValueError("not today")
+
+    assert content_of(make_parser, ["a", "b"]) == ("ab", True, 1)
+
+
+class Odd:
+    """Gives what it is told to give."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def push(self, text: str) -> list[Part]:
+        answer: list[Part] = self._answer
+        return answer
+
+    def flush(self) -> list[Part]:
+        return []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [None],
+        [1, 2],
+        [CallArguments("{}")],
+        [CallStart("")],
+        [CallStart("f", 3)],  # type: ignore[arg-type]  # as all that is not typed
+        [Reasoning(b"")],  # type: ignore[arg-type]
+        ["\ud83d"],
+        [CallStart("f"), CallArguments("\ud83d")],
+    ],
+)
+def test_a_plug_in_that_gives_what_is_no_part(answer: Any) -> None:
+    make = checked(lambda _context: Odd(answer))
+    assert content_of(lambda: MessageParser([make(None)], str), ["a", "b"]) == ("ab", True, 1)
+
+
+def test_what_plug_ins_give_is_passed_on() -> None:
+    parts = ["a", "", Reasoning(""), Reasoning("b"), CallStart("f", "1"), CallArguments(""), CallArguments("{}")]
+    make = checked(lambda _context: Odd(parts))
+    assert make(None).push("x") == [part for part in parts if part not in ("", Reasoning(""), CallArguments(""))]
