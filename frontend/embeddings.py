@@ -46,7 +46,7 @@ class TokenCall(Struct):
     truncate_prompt_tokens: int | UnsetType = UNSET
 
 
-class TokenAnswer(Struct):
+class EmbeddedTokens(Struct):
     """What it answers, once."""
 
     embeddings: list[Vector]
@@ -88,11 +88,11 @@ class EmbeddingResponse(Struct):
         return [entry.embedding for entry in sorted(self.data, key=lambda entry: entry.index)]
 
 
-Answered: TypeAlias = TokenAnswer | EmbeddingResponse
+Answered: TypeAlias = EmbeddedTokens | EmbeddingResponse
 
-_OF_TOKENS: ItemDecoders[TokenAnswer] = {
-    "msgpack": msgspec.msgpack.Decoder(ResponseItem[TokenAnswer]).decode,
-    "json": msgspec.json.Decoder(ResponseItem[TokenAnswer]).decode,
+_OF_TOKENS: ItemDecoders[EmbeddedTokens] = {
+    "msgpack": msgspec.msgpack.Decoder(ResponseItem[EmbeddedTokens]).decode,
+    "json": msgspec.json.Decoder(ResponseItem[EmbeddedTokens]).decode,
 }
 _OF_TEXT: ItemDecoders[EmbeddingResponse] = {
     "msgpack": msgspec.msgpack.Decoder(ResponseItem[EmbeddingResponse]).decode,

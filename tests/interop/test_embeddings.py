@@ -88,6 +88,17 @@ def test_answers_are_the_same_to_the_byte(
     assert (ours.status_code, ours.content) == (200, real.content)
 
 
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_workers_that_take_text_may_send_numbers(frontends: Frontends, encoding_format: str) -> None:
+    """The real frontend sends them on as numbers, whatever the client has asked for."""
+    worker = frontends.workers["Text"]
+    plan(worker, [1.5, -2])
+    ours, real = answers(frontends, worker, input="hi", encoding_format=encoding_format)
+    assert real.json()["data"][0]["embedding"] == [1.5, -2]
+    expected = [1.5, -2] if encoding_format == "float" else packed(1.5, -2)
+    assert ours.json()["data"][0]["embedding"] == expected
+
+
 @pytest.mark.parametrize(
     "inputs", [["a", "b"], [[1000, 1001], [1002]], [[1000], [1000]]], ids=["texts", "arrays of ids", "the same twice"]
 )
