@@ -69,11 +69,15 @@ class Model:
         """Its workers are asked in OpenAI's words, and answer in them."""
         return self.codec is None
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Raises InvalidRequest for a model that takes text."""
+    def check_tokenizer(self) -> None:
+        """Raises InvalidRequest where nobody but the workers can tokenize."""
         if self.codec is None:
             raise InvalidRequest(f"The workers of {self.name!r} tokenize by themselves.", "model", "unsupported_value")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of a model that takes tokens."""
+        assert self.codec is not None
         return self.codec.tokenizer
 
     @property

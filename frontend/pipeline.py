@@ -84,6 +84,7 @@ class Pipeline:
     async def count_tokens(self, request: ChatCompletionRequest) -> int:
         """Of its prompt, whether or not that fits the model's context."""
         model = await self.models.get(request.model, "Chat")
+        model.check_tokenizer()
         return await count_chat_tokens(model, request)
 
     def block_size(self, errand: Errand) -> int:

@@ -107,8 +107,7 @@ class Tokenization:
     async def _model(self, name: str | None) -> Model:
         """Raises what the registry does, and InvalidRequest for one that only its workers can tokenize for."""
         model = await self._models.get(name or self._only_name(), None)
-        if model.takes_text:
-            raise InvalidRequest(f"The workers of {model.name!r} tokenize by themselves.", "model", "unsupported_value")
+        model.check_tokenizer()
         return model
 
     def _only_name(self) -> str:

@@ -209,6 +209,14 @@ def test_what_a_worker_that_takes_text_cannot_read(client: OpenAI) -> None:
         client.completions.create(model=CHAT_MODEL, prompt=[1, 2])
 
 
+def test_other_apis_with_a_worker_that_takes_text(client: OpenAI, embedding_gateway: Gateway) -> None:
+    assert client.responses.create(model=CHAT_MODEL, input="one two").output_text == "one two"
+    body = {"model": CHAT_MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "one two"}]}
+    message = httpx.post(f"{embedding_gateway.base_url}/v1/messages", json=body, timeout=60).json()
+    assert message["content"] == [{"type": "text", "text": "one two"}]
+    assert message["usage"]["output_tokens"] == 2
+
+
 def test_no_dry_run_without_tokens_fails(embedding_gateway: Gateway) -> None:
     body = {
         "model": CHAT_MODEL,

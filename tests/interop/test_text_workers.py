@@ -265,3 +265,4 @@ def test_only_the_worker_can_count_its_tokens(frontends: Frontends, worker: Scri
         f"{frontends.ours}/v1/responses/input_tokens", json={"model": "text", "input": "hi"}, timeout=60
     )
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+    assert "tokenize by themselves" in answer.json()["error"]["message"]
