@@ -176,6 +176,7 @@ def _model_loader(config: FrontendConfig) -> ModelLoader:
             fallback=config.tokenizer_fallback,
             cache_bytes=config.tokenizer_cache_bytes if config.tokenizer_cache else 0,
         ),
+        detects_parsers=config.detect_parsers,
     )
 
 

@@ -176,6 +176,12 @@ class ServingOptions(Config):
         env="DYN_ENABLE_STREAMING_REASONING_DISPATCH",
         help="Tell of all reasoning in one piece once it ends, as a `reasoning_dispatch` event of the same streams.",
     )
+    detect_parsers: bool = option(
+        True,
+        env="DYN_DETECT_PARSERS",
+        help="Read answers of a model whose card names no parser with the one that its chat template implies; off: "
+        "pass them on as they are, as Dynamo does.",
+    )
     reasoning_field_name: str = option(
         "reasoning_content",
         env="DYN_REASONING_FIELD_NAME",

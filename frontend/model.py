@@ -16,6 +16,7 @@ from dynamo.frontend.artifacts import ArtifactError, ArtifactStore
 from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse_special_tokens, parse_templates
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
 from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
+from dynamo.frontend.parsers.detect import NOTHING, detect
 from dynamo.frontend.parsers.registry import UnknownParser, reasoning_parser, tool_parser
 from dynamo.frontend.structural_tags import StructuralTags, structural_tags
 from dynamo.frontend.tiktoken_format import tiktoken_format
@@ -116,9 +117,16 @@ class Model:
 class ModelLoader:
     """`load` blocks for a second or two, in files, downloads and a process of its own: call it in a thread."""
 
-    def __init__(self, artifacts: ArtifactStore, tokenizer_options: TokenizerOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        tokenizer_options: TokenizerOptions = DEFAULT_OPTIONS,
+        *,
+        detects_parsers: bool = True,
+    ) -> None:
         self._artifacts = artifacts
         self._tokenizer_options = tokenizer_options
+        self._detects_parsers = detects_parsers
         self._codecs: WeakValueDictionary[tuple[object, ...], TextCodec] = WeakValueDictionary()
         self._loading = Lock()
 
@@ -137,7 +145,10 @@ class ModelLoader:
         config = self._json(card, card.model_info)
         tokenizer_config = self._json(card, card.prompt_formatter)
         generation_config = self._json(card, card.gen_config)
-        chat_template = self._chat_template(card, tokenizer_config)
+        templates = self._templates(card, tokenizer_config)
+        chat_template = None if templates is None else ChatTemplate(templates, parse_special_tokens(tokenizer_config))
+        implied = detect("\n".join(templates.values())) if templates and self._detects_parsers else NOTHING
+        runtime = card.runtime_config
         codec = self._shared_codec(card, config, tokenizer_config)
         return Model(
             name=card.display_name,
@@ -146,9 +157,11 @@ class ModelLoader:
             codec=codec,
             vocab_size=max(len(codec.vocabulary), _vocab_size(config)),
             chat_template=chat_template,
-            tool_parser=_parser(tool_parser, card.runtime_config.tool_call_parser, card),
-            reasoning_parser=_parser(reasoning_parser, card.runtime_config.reasoning_parser, card),
-            structural_tags=structural_tags(card.runtime_config),
+            tool_parser=_parser(tool_parser, runtime.tool_call_parser, implied.tool_parser, card.display_name),
+            reasoning_parser=_parser(
+                reasoning_parser, runtime.reasoning_parser, implied.reasoning_parser, card.display_name
+            ),
+            structural_tags=structural_tags(runtime),
             eos_token_ids=_eos_token_ids(generation_config, config),
             default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
         )
@@ -176,17 +189,15 @@ class ModelLoader:
             return TextCodec(*load_tokenizer(path, tiktoken, self._tokenizer_options))
         raise ModelLoadError(f"its card names a tokenizer of the unknown kind {kind!r}")
 
-    def _chat_template(self, card: ModelDeploymentCard, tokenizer_config: JsonObject) -> ChatTemplate | None:
-        """A separate file wins over the entry of tokenizer_config.json."""
+    def _templates(self, card: ModelDeploymentCard, tokenizer_config: JsonObject) -> dict[str, str] | None:
+        """Of conversations, by name. A separate file wins over the entry of tokenizer_config.json."""
         source: object = tokenizer_config.get("chat_template")
         if (entry := _only_entry(card.chat_template_file)) is not None:
             kind, template = entry
             path = self._artifacts.fetch(template.file, None if template.is_custom else card.source_path)
             is_json = kind == "hf_chat_template_json"
             source = _read_json(path).get("chat_template") if is_json else _read_text(path)
-        if source is None:
-            return None
-        return ChatTemplate(parse_templates(source), parse_special_tokens(tokenizer_config))
+        return None if source is None else parse_templates(source)
 
     def _json(self, card: ModelDeploymentCard, files: dict[str, FileRef] | None) -> JsonObject:
         entry = _only_entry(files)
@@ -210,15 +221,20 @@ def _text_model(card: ModelDeploymentCard, mdcsum: str) -> Model:
     )
 
 
-def _parser(find: Callable[[str], F], name: str | None, card: ModelDeploymentCard) -> F | None:
-    """A model whose output cannot be read for calls still answers: better than not at all."""
+def _parser(find: Callable[[str], F], named: str | None, implied: str | None, model: str) -> F | None:
+    """What the card names goes before what its chat template implies. A model whose output cannot be read still
+    answers: better than not at all."""
+    name = named or implied
     if name is None:
         return None
     try:
-        return find(name)
+        factory = find(name)
     except UnknownParser as error:
-        log.error("model %r: %s; its answers are passed on unparsed", card.display_name, error)
+        log.error("model %r: %s; its answers are passed on unparsed", model, error)
         return None
+    source = "its card names" if named else "its chat template implies"
+    log.info("model %r: answers are read by the parser %r, which %s", model, name, source)
+    return factory
 
 
 def _only_entry(entries: dict[str, Entry] | None) -> tuple[str, Entry] | None:

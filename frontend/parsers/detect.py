@@ -15,6 +15,9 @@ class Detected(NamedTuple):
     reasoning_parser: str | None
 
 
+NOTHING = Detected(None, None)
+
+
 class _Rule(NamedTuple):
     """Holds for a template with all of `marks` and none of `without`."""
 

@@ -82,7 +82,7 @@ def gateway(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ga
 
 def ask(gateway: Gateway, model: str, **fields: Any) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": TEXT}], "tools": TOOLS, "max_tokens": 200}
-    answer = httpx.post(f"{gateway.base_url}/v1/chat/completions", json=body | RAW | fields, timeout=60)
+    answer = httpx.post(f"{gateway.base_url}/v1/chat/completions", json={**body, **RAW, **fields}, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -123,7 +123,7 @@ def test_a_parser_that_cannot_be_had(gateway: Gateway, model: str, complaint: st
 def test_a_parser_that_fails_takes_no_answer_down(gateway: Gateway, stream: bool) -> None:
     before = _num_failures(gateway)
     answer = ask(gateway, "failing", stream=stream)
-    assert answer.text.endswith("data: [DONE]\n\n") if stream else TEXT == _content(answer)
+    assert answer.text.endswith("data: [DONE]\n\n") if stream else _content(answer) == TEXT
     wait_until(lambda: _num_failures(gateway) == before + 1, "the failure is counted")
     assert gateway.log.count("RuntimeError: not today") == 1  # of all answers of this model
 

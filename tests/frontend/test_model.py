@@ -1,4 +1,5 @@
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from blake3 import blake3
 
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.model import Model, ModelLoader, ModelLoadError
+from dynamo.frontend.parsers.reasoning import REASONING_PARSERS
+from dynamo.frontend.parsers.tools import TOOL_PARSERS
 from dynamo.frontend.tokenizer import TokenizerOptions
 from dynamo.shared.protocol import ModelDeploymentCard
 from tests.frontend.conversations import TALK, TOOLS, reference, tool_talk
@@ -154,7 +157,7 @@ def missing_file() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"model_input": "Text"}, "take Text"),
+        ({"model_input": "Tensor"}, "take Tensor"),
         ({"tokenizer": None}, "no tokenizer"),
         ({"tokenizer": {"sentencepiece": missing_file()}}, "/nowhere/tokenizer.json: no such file"),
         ({"tokenizer": {"novel": file_ref(DEEPSEEK)}}, "unknown kind 'novel'"),
@@ -170,3 +173,18 @@ def test_a_card_that_cannot_be_served_says_why(fields: dict[str, Any], reason: s
 def test_the_tokenizer_options_are_used(tmp_path: Path) -> None:
     loader = ModelLoader(ArtifactStore(cache_dir=tmp_path), TokenizerOptions("huggingface"))
     assert loader.load(card(), "sum").tokenizer.is_slow
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_chat_template_implies_parsers_unless_the_card_names_some(
+    detects: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = ModelLoader(ArtifactStore(cache_dir=tmp_path), detects_parsers=detects)
+    hermes, qwen3 = TOOL_PARSERS["hermes"], REASONING_PARSERS["qwen3"]
+    caplog.set_level(logging.INFO)
+    model = loader.load(card(), "sum")
+    assert (model.tool_parser, model.reasoning_parser) == ((hermes, qwen3) if detects else (None, None))
+    assert ("the parser 'hermes', which its chat template implies" in caplog.text) == detects
+    model = loader.load(card(runtime_config={"tool_call_parser": "mistral"}), "sum")
+    assert (model.tool_parser, model.reasoning_parser) == (TOOL_PARSERS["mistral"], qwen3 if detects else None)
+    assert "the parser 'mistral', which its card names" in caplog.text
