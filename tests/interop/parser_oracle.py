@@ -118,6 +118,11 @@ class ParserWorker(AnchorProcess):
         (self.directory / f"{seed}.json").write_text(json.dumps(self._frames(case)))
         return seed
 
+    def close(self) -> None:
+        """At once: with many models it takes a minute to shut down."""
+        self.kill()
+        super().close()
+
     @property
     def calls(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.directory / "calls.jsonl").read_text().splitlines()]
