@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo.frontend.parsers.context import ReasoningContext
@@ -199,6 +199,7 @@ def marked_texts(draw: st.DrawFn) -> tuple[str, str]:
     return family, "".join(draw(st.lists(pieces, max_size=8)))
 
 
+@settings(deadline=None)
 @given(marked_texts(), CONTEXTS)
 def test_nothing_but_markers_is_lost_and_cuts_do_not_matter(
     family_and_text: tuple[str, str], context: ReasoningContext

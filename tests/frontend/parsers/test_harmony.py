@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_harmony import (
     HarmonyEncoding,
@@ -162,6 +162,7 @@ def test_the_prompt_may_begin_a_message(prompt_end: str, case: Golden) -> None:
 PIECES = [START, ANALYSIS, FINAL, CALL, END, CALLED, "<|return|>", "<|channel|>", "<|message|>", " to=", "<|", " ", "a"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=8).map("".join))
 def test_cuts_do_not_matter(text: str) -> None:
     for parser in (reasoning, tools, both):

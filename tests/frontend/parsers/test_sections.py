@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo.frontend.parsers.context import ReasoningContext
@@ -78,6 +78,7 @@ def test_the_prompt_may_begin_the_thought(family: str, prompt_end: str, text: st
 PIECES = [THINK, THOUGHT, RESPONSE, TOOLS, TEXT, THINKING, OVER, INVOKE, SELF, USER, NEXT, "<|", " ", "a"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["kimi_k3", "inkling", "muse"]),
     st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=8).map("".join),
