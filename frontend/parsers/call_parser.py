@@ -72,7 +72,8 @@ class CallParser(ABC):
     - Markers of blocks are left out, whatever follows, and so are ends that end nothing after the first call or block.
       What is in a block and no call is content, and so is a call without a name.
     - White space that stands alone before, between or after calls is left out.
-    - A call that is cut off ends there, and nothing is left of one whose name is not complete.
+    - A call that is cut off keeps its arguments as they went out, so that nobody runs half a call; they are closed only
+      where all values are whole and nothing but ends is missing. Nothing is left of one whose name is not complete.
     """
 
     __slots__ = (
@@ -114,8 +115,8 @@ class CallParser(ABC):
     def flush(self) -> list[Part]:
         if self._step is CallParser._read_content or (self._step is CallParser._read_gap and not self._has_calls):
             self._write_content(self._raw + self._held)
-        elif self._step not in _OUTSIDE_OF_CALLS:
-            self._cut_off()
+        elif self._step not in _OUTSIDE_OF_CALLS and self._is_whole():
+            self._end_call()
         self._held = self._raw = ""
         self._step = CallParser._read_content
         return self._take_parts()
@@ -125,8 +126,8 @@ class CallParser(ABC):
         """The step that reads arguments, up to `_end_call`."""
 
     @abstractmethod
-    def _cut_off(self) -> None:
-        """Ends a call in the midst of its arguments."""
+    def _is_whole(self) -> bool:
+        """Whether nothing but ends is missing of a call that is cut off."""
 
     def _read_content(self) -> bool:
         text, marker = self._take_up_to(self._outside)

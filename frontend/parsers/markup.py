@@ -47,7 +47,7 @@ class Markup(CallTags):
 
 class MarkupParser(CallParser):
     """Reads one `Markup`. What stands in a call beside its parameters is left out. A value ends with its own tag or
-    with that of its call; where it is cut off, it is taken for whole."""
+    with that of its call."""
 
     __slots__ = ("_argument", "_beside", "_markup")
 
@@ -61,10 +61,12 @@ class MarkupParser(CallParser):
         self._beside = []
         return MarkupParser._read_call
 
-    def _cut_off(self) -> None:
-        if self._step is MarkupParser._read_value:
-            self._end_value()
-        self._end_call()
+    def _is_whole(self) -> bool:
+        """Text instead of parameters may be the beginning of their JSON."""
+        if self._step is not MarkupParser._read_call:
+            return False
+        body = "".join(self._beside).strip() if self._markup.knows_json and self._object.is_empty else ""
+        return not body or is_json(body)
 
     def _read_call(self) -> bool:
         text, marker = self._take_up_to(self._markup.in_call)

@@ -3,8 +3,9 @@
     <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>a<|"|>,null]}<tool_call|>
 
 Strings are what stands between their marks, markers of calls included, and go out as they come. A bare word that is no
-number, truth value or null is a string too. Brackets that are missing are closed, those that close nothing are left
-out. Dynamo 1.6.1 ends a call at a marker within a string, and loses all arguments with the first that it cannot read.
+number, truth value or null is a string too. Brackets that are missing at a call's end marker are closed, those that
+close nothing are left out. Dynamo 1.6.1 ends a call at a marker within a string, and loses all arguments with the first
+that it cannot read.
 """
 
 from __future__ import annotations
@@ -54,12 +55,9 @@ class Gemma4Parser(CallParser):
         self._pieces = []
         return Gemma4Parser._read_key
 
-    def _cut_off(self) -> None:
-        if self._step is Gemma4Parser._read_string:
-            self._write_arguments('"')
-        elif self._step in (Gemma4Parser._read_value, Gemma4Parser._read_bare):
-            self._end_bare()
-        self._close_all()
+    def _is_whole(self) -> bool:
+        """The bracket that closes the arguments is part of them, and ends the call."""
+        return False
 
     def _read_key(self) -> bool:
         text, mark = self._take_up_to(_IN_KEY)

@@ -8,8 +8,8 @@ The value of a string is its text as it is and goes out as it comes, any other i
 what claims to be JSON and is not becomes a string. Instead of arguments there may be one `json` with all of them.
 
 Tags of the format are dropped wherever they stand, and so is one that never ends; unknown ones are content. A call that
-never closes keeps what went out of it, arguments cut off as they are; Dynamo 1.6.1 drops it, and whatever else stands
-between calls.
+is cut off keeps its arguments as they went out; they are closed only where all values are whole. Dynamo 1.6.1 drops it,
+and whatever else stands between calls.
 """
 
 from __future__ import annotations
@@ -132,6 +132,9 @@ class KimiK3Calls(MarkedParser):
     def _end(self, parts: list[Part]) -> None:
         if self._state is MarkedParser._content:
             self._add_content(self._held, parts)
+            self._end_call(parts)
+        elif self._state is KimiK3Calls._tag and self._marker == _CLOSE:
+            self._end_call(parts)
 
 
 def _unescaped(value: str) -> str:

@@ -47,12 +47,8 @@ class MinimaxM3Parser(CallParser):
     def _begin_call(self) -> Step:
         return MinimaxM3Parser._read_call
 
-    def _cut_off(self) -> None:
-        if self._step is MinimaxM3Parser._read_text:
-            self._end_text()
-        elif self._step in (MinimaxM3Parser._read_nested, MinimaxM3Parser._read_beginning):
-            self._end_nested()
-        self._end_call()
+    def _is_whole(self) -> bool:
+        return self._step is MinimaxM3Parser._read_call
 
     def _read_call(self) -> bool:
         _, marker = self._take_up_to(_ANY_TAG)

@@ -63,7 +63,7 @@ GOLDENS = [
     golden("a broken object", f'<{DSML}invoke name="run">\n{{"code": \n</{DSML}invoke>', "", Call("run", {})),
     golden("no call in a block", f"<{DSML}tool_calls>x</{DSML}tool_calls>", "x"),
     golden("the end in a name", f'A\n\n<{DSML}tool_calls>\n<{DSML}invoke name="pi', "A"),
-    golden("the end in a value", call("run", ("code", "x", TEXT))[:-30], "", Call("run", {"code": "x"})),
+    golden("the end in a value", call("run", ("code", "x", TEXT))[:-30], "", Call("run", '{"code": "x')),
 ]
 
 

@@ -69,15 +69,22 @@ GOLDENS = [
     golden("no arguments", "<|tool_call>call:ping<tool_call|>", "call:ping"),
     golden("a name without an end", "<|tool_call>call:" + "x" * 600, "call:" + "x" * 600),
     golden("the end in a name", "A <|tool_call>call:get", "A "),
-    golden("the end in a key", quoted('<|tool_call>call:search{query:"x",li'), "", Call("search", {"query": "x"})),
-    golden("the end after a key", "<|tool_call>call:search{query:", "", Call("search", {"query": ""})),
+    golden("the end in a key", quoted('<|tool_call>call:search{query:"x",li'), "", Call("search", '{"query": "x"')),
+    golden("the end after a key", "<|tool_call>call:search{query:", "", Call("search", '{"query": ')),
     golden(
         "the end in a string",
         quoted('<|tool_call>call:run{options:{a:["x<|'),
         "",
-        Call("run", '{"options": {"a": ["x"]}}'),
+        Call("run", '{"options": {"a": ["x'),
     ),
-    golden("the end in a number", "<|tool_call>call:search{limit:12", "", Call("search", {"limit": 12})),
+    golden("the end in a number", "<|tool_call>call:search{limit:12", "", Call("search", '{"limit": ')),
+    golden(
+        "the end before the last bracket",
+        quoted('<|tool_call>call:search{query:"x"'),
+        "",
+        Call("search", '{"query": "x"'),
+    ),
+    golden("the end after the last bracket", "<|tool_call>call:ping{}", "", Call("ping", {})),
 ]
 
 

@@ -70,7 +70,7 @@ GOLDENS = [
     golden("a name without an end", "A <tool_call>" + "x" * 600, "A " + "x" * 600),
     golden("the end in a name", "A <tool_call>get_we", "A "),
     golden(
-        "the end in a value", "<tool_call>run<arg_key>code</arg_key>\n<arg_value>x</a", "", Call("run", '{"code": "x"}')
+        "the end in a value", "<tool_call>run<arg_key>code</arg_key>\n<arg_value>x</a", "", Call("run", '{"code": "x')
     ),
 ]
 

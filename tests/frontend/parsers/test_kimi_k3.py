@@ -40,6 +40,8 @@ def section(*calls: str) -> str:
 WEATHER = call("get_weather", argument("city", "string", 'Paris "é" \n\\ 😀'), argument("days", "number", " 3 "))
 PARIS = Call("get_weather", {"city": 'Paris "é" \n\\ 😀', "days": 3})
 PING = Call("ping", {})
+CODE = tag('call tool="run"') + argument("code", "string", "a")
+CODE_A = Call("run", {"code": "a"})
 
 GOLDENS = [
     golden("one call", section(WEATHER), "", PARIS),
@@ -108,6 +110,9 @@ GOLDENS = [
     golden(
         "cut in a number", tag('call tool="run"') + tag('argument key="a" type="number"') + "1", "", Call("run", "")
     ),
+    golden("cut after an argument", CODE, "", CODE_A),
+    golden("cut in the end of a call", CODE + end("call")[:-4], "", CODE_A),
+    golden("cut before the next argument", CODE + '<|open|>argument key="b', "", Call("run", '{"code": "a"')),
     golden("no tags", "Just text.", "Just text."),
 ]
 

@@ -44,7 +44,7 @@ GOLDENS = [
     golden("null", block(call("run", code="null", options="null")), "", Call("run", {"code": None, "options": None})),
     golden("text is kept", block(call("run", code="  é </p> &lt; \n")), "", Call("run", {"code": "  é </p> &lt; "})),
     golden("a parameter without a name", "<invoke name=ping><parameter>x</parameter></invoke>", "", Call("ping", {})),
-    golden("the end in a value", '<invoke name="run"><parameter name="code">x</par', "", Call("run", '{"code": "x"}')),
+    golden("the end in a value", '<invoke name="run"><parameter name="code">x</par', "", Call("run", '{"code": "x')),
     golden("the end in a name", 'A <minimax:tool_call>\n<invoke name="pi', "A "),
 ]
 

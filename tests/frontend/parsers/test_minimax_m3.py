@@ -112,13 +112,9 @@ GOLDENS = goldens(
     golden("tags that end nothing", '<invoke name="ping"></a><></invoke></tool_call>B', "B", Call("ping", {})),
     golden("the end in a name", 'A <tool_call>\n<invoke name="pi', "A "),
     golden("the end in a string", '<invoke name="run"><code>x</co', "", Call("run", '{"code": "x"}')),
-    golden("the end before a string", '<invoke name="run"><code>', "", Call("run", {"code": ""})),
-    golden(
-        "the end in an array",
-        '<invoke name="search"><tags><item>a</item><item>b',
-        "",
-        Call("search", {"tags": ["a", "b"]}),
-    ),
+    golden("the end before a string", '<invoke name="run"><code>', "", Call("run", '{"code": ')),
+    golden("the end in an array", '<invoke name="search"><tags><item>a</item><item>b', "", Call("search", '{"tags": ')),
+    golden("the end in a call", '<invoke name="run"><code>x</code></inv', "", Call("run", {"code": "x"})),
 )
 
 
@@ -135,6 +131,5 @@ def test_tags_of_one_name_may_stand_within_each_other() -> None:
 
 
 def test_a_thousand_levels() -> None:
-    text = marked('<invoke name="run"><options>' + "<a>" * 1000 + "1")
-    parser = MinimaxM3Parser(FUNCTIONS)
-    assert len([*parser.push(text), *parser.flush()]) == 4
+    text = marked('<invoke name="run"><options>' + "<a>" * 1000 + "1</options>")
+    assert len(MinimaxM3Parser(FUNCTIONS).push(text)) == 3

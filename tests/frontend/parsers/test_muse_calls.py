@@ -43,7 +43,7 @@ GOLDENS = [
     golden("text is kept", call("run", code=" é &lt;\n"), "", Call("run", {"code": " é &lt;\n"})),
     golden("no text", call("run", code=""), "", Call("run", {"code": ""})),
     golden("doubled names", call("ping.ping") + call("a.ping"), "", Call("ping", {}), Call("a.ping", {})),
-    golden("the end in a value", TO_TOOLS + call("run", code="x")[:-20], "", Call("run", {"code": "x"})),
+    golden("the end in a value", TO_TOOLS + call("run", code="x")[:-20], "", Call("run", '{"code": "x')),
     golden("the end in a header", "Look.<|eom|><|start|>assistant to=fun", "Look."),
 ]
 

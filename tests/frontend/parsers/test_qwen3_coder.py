@@ -93,9 +93,10 @@ GOLDENS = [
     golden("the end after a block begins", "A <tool_call>\n<fun", "A "),
     golden("the end in a name", "A <tool_call>\n<function=get_we", "A "),
     golden("the end in a call", "<function=ping>\n", "", Call("ping", {})),
-    golden("the end in a parameter's name", "<function=run><parameter=co", "", Call("run", {})),
-    golden("the end in a string", "<function=run><parameter=code>\na\nb\n</para", "", Call("run", '{"code": "a\\nb"}')),
-    golden("the end in a number", "<function=get_weather><parameter=days>\n1", "", Call("get_weather", {"days": 1})),
+    golden("the end in a parameter's name", "<function=run><parameter=co", "", Call("run", "")),
+    golden("the end in a string", "<function=run><parameter=code>\na\nb\n</para", "", Call("run", '{"code": "a\\nb')),
+    golden("the end in a number", "<function=get_weather><parameter=days>\n1", "", Call("get_weather", '{"days": ')),
+    golden("the end after a value", call("run", code="x")[:-4], "", Call("run", {"code": "x"})),
     golden("the end after a call", f"<tool_call>\n{call('ping')}\n", "", Call("ping", {})),
 ]
 
