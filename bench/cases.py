@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ CASES = (
     Case(name="unary 50/1, c=16", figures=_requests(default=0.7), tokens_in=50, tokens_out=1, is_streamed=False),
     *(_bursts(concurrency) for concurrency in (1, 16, 64)),
     *(_paced(concurrency) for concurrency in (1, 16, 64)),
+    replace(_bursts(64), name="bursts, parsers on, c=64", mode="burst parsed"),
+    replace(_paced(64), name="paced, parsers on, c=64", mode="paced parsed"),
     Case(
         name="unary 50/1, c=1",
         figures=(*_ttft("latency"), *_requests()),

@@ -21,6 +21,7 @@ from bench.frontends import Frontend, Pinned, System
 from bench.load import Tally
 from bench.probe import check_text
 from bench.prompts import Bodies, Prompts
+from bench.replay_worker import MODES
 
 FRONTEND_CORE, LOAD_CORE = 0, 1
 WARM_UP_S = 0.7
@@ -91,10 +92,10 @@ async def _measure_cases(plan: Plan, number: int, results: Results) -> None:
     """One round: all systems up at once behind one worker, the load on one of them at a time."""
     model_dir = model.build(CPU_VOCABULARY, plan.out / "models")
     async with contextlib.AsyncExitStack() as stack:
-        store, worker = stack.enter_context(_worker(plan, model_dir, ("burst", "paced")))
+        store, worker = stack.enter_context(_worker(plan, model_dir, tuple(MODES)))
         prompts = Prompts(model_dir, seed=number)
         frontends = [
-            await stack.enter_async_context(_serving(plan, system, store, prompts, ("burst", "paced")))
+            await stack.enter_async_context(_serving(plan, system, store, prompts, tuple(MODES)))
             for system in plan.systems
         ]
         for frontend in frontends:
@@ -139,7 +140,7 @@ async def _footprint(plan: Plan, system: System) -> Footprint:
 
 async def _check_texts(frontend: Frontend, prompts: Prompts, model_dir: Path) -> None:
     expected = "".join(text for _id, text in model.words(model_dir, PROBE_TOKENS))
-    for mode in ("burst", "paced"):
+    for mode in MODES:
         async with frontend.client() as client:
             await check_text(client, prompts, mode, expected)
 

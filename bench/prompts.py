@@ -34,6 +34,9 @@ class Prompts:
         return "".join(head + self._random.choices(self._pieces, k=num_pieces if rest else num_pieces - 1))
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
 class Bodies:
     """An endless iterator of chat completion bodies of a case's `tokens_in`, template included.
 
@@ -49,6 +52,8 @@ class Bodies:
         body: dict[str, Any] = {"model": case.mode, "max_tokens": case.tokens_out, "stream": case.is_streamed}
         if case.is_streamed:
             body["stream_options"] = {"include_usage": True}
+        if case.mode.endswith("parsed"):
+            body["tools"] = TOOLS
         shared = [{"role": "system", "content": prompts.shared(case.shared_tokens - self.MESSAGE_OVERHEAD)}]
         body["messages"] = [*(shared if case.shared_tokens else []), {"role": "user", "content": "@"}]
         self._before, self._after = json.dumps(body).split("@")

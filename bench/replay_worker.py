@@ -2,9 +2,9 @@
 
     python -m bench.replay_worker --model-dir DIR --store DIR --modes burst,paced
 
-Each mode is a model of that name on an endpoint of its own. `burst` sends one token per frame as fast as the socket
-takes them, a few frames per write; `paced` sends the first token 5 ms after the request and then one every 5 ms. The
-request's `max_tokens` is the length of the answer.
+Each mode is a model of that name on an endpoint of its own; cards of those that end with "parsed" name parsers. `burst`
+sends one token per frame as fast as the socket takes them, a few frames per write; `paced` sends the first token 5 ms
+after the request and then one every 5 ms. The request's `max_tokens` is the length of the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dynamo.shared import framing
 from dynamo.shared.discovery import CARDS, INSTANCES, key_of
 from dynamo.shared.protocol import CallHome, ControlMessage, Handshake, Prologue
 
-MODES = {"burst": 0.0, "paced": 0.005}  # seconds between tokens
+MODES = {"burst": 0.0, "paced": 0.005, "burst parsed": 0.0, "paced parsed": 0.005}  # seconds between tokens
+PARSERS = {"tool_call_parser": "hermes", "reasoning_parser": "qwen3"}  # of the modes that end with "parsed"
 NUM_WORDS = 1024  # longest answer
 FRAMES_PER_WRITE = 8
 HEARTBEAT_S = 3.0  # the store drops entries that were not touched for 10 s
@@ -144,6 +145,10 @@ class RequestConnection(asyncio.Protocol):
         Answer(self._loop, call_home, script.pieces(request.stop_conditions.max_tokens), pace_s)
 
 
+def _component(mode: str) -> str:
+    return mode.replace(" ", "-")
+
+
 class Registration:
     """The entries of this worker in a file store: written once, then touched until the process ends."""
 
@@ -154,12 +159,12 @@ class Registration:
         self._instance_ids = {mode: secrets.randbits(63) for mode in MODES}
 
     def path_of(self, mode: str) -> str:
-        return f"{self._instance_ids[mode]:x}/{NAMESPACE}/{mode}/{ENDPOINT}"
+        return f"{self._instance_ids[mode]:x}/{NAMESPACE}/{_component(mode)}/{ENDPOINT}"
 
     def add(self, mode: str, port: int) -> None:
         endpoint = {
             "namespace": NAMESPACE,
-            "component": mode,
+            "component": _component(mode),
             "endpoint": ENDPOINT,
             "instance_id": self._instance_ids[mode],
         }
@@ -173,7 +178,7 @@ class Registration:
             os.utime(file)
 
     def _put(self, bucket: str, mode: str, value: dict[str, Any]) -> None:
-        key = key_of(NAMESPACE, mode, ENDPOINT, self._instance_ids[mode])
+        key = key_of(NAMESPACE, _component(mode), ENDPOINT, self._instance_ids[mode])
         folder = self._store / bucket
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".tmp_{secrets.token_hex(8)}"
@@ -183,7 +188,7 @@ class Registration:
     def _card(self, mode: str) -> dict[str, Any]:
         return {
             "display_name": mode,
-            "slug": mode,
+            "slug": _component(mode),
             "source_path": str(self._model_dir),
             "model_info": {"hf_config_json": self._file_ref("config.json")},
             "tokenizer": {"hf_tokenizer_json": self._file_ref("tokenizer.json")},
@@ -197,7 +202,12 @@ class Registration:
             "model_input": "Tokens",
             "worker_type": "aggregated",
             "needs": [],
-            "runtime_config": {"total_kv_blocks": 16384, "max_num_seqs": 256, "max_num_batched_tokens": 8192},
+            "runtime_config": {
+                "total_kv_blocks": 16384,
+                "max_num_seqs": 256,
+                "max_num_batched_tokens": 8192,
+                **(PARSERS if mode.endswith("parsed") else {}),
+            },
         }
 
     def _file_ref(self, name: str) -> dict[str, Any]:
