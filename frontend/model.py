@@ -17,7 +17,7 @@ from dynamo.frontend.chat_template import ChatTemplate, ChatTemplateError, parse
 from dynamo.frontend.detokenizer import Detokenizer, Vocabulary
 from dynamo.frontend.parsers.context import ReasoningParserFactory, ToolParserFactory
 from dynamo.frontend.parsers.detect import NOTHING, detect
-from dynamo.frontend.parsers.registry import UnknownParser, reasoning_parser, tool_parser
+from dynamo.frontend.parsers.registry import UnknownParser, reads_special_tokens, reasoning_parser, tool_parser
 from dynamo.frontend.structural_tags import StructuralTags, structural_tags
 from dynamo.frontend.tiktoken_format import tiktoken_format
 from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError, TokenizerOptions, load_tokenizer
@@ -61,6 +61,7 @@ class Model:
     chat_template: ChatTemplate | None
     tool_parser: ToolParserFactory | None
     reasoning_parser: ReasoningParserFactory | None
+    reads_special_tokens: bool  # its parsers do
     structural_tags: StructuralTags | None
     eos_token_ids: tuple[int, ...]
     default_sampling: JsonObject
@@ -149,6 +150,7 @@ class ModelLoader:
         chat_template = None if templates is None else ChatTemplate(templates, parse_special_tokens(tokenizer_config))
         implied = detect("\n".join(templates.values())) if templates and self._detects_parsers else NOTHING
         runtime = card.runtime_config
+        parsers = runtime.tool_call_parser or implied.tool_parser, runtime.reasoning_parser or implied.reasoning_parser
         codec = self._shared_codec(card, config, tokenizer_config)
         return Model(
             name=card.display_name,
@@ -161,6 +163,7 @@ class ModelLoader:
             reasoning_parser=_parser(
                 reasoning_parser, runtime.reasoning_parser, implied.reasoning_parser, card.display_name
             ),
+            reads_special_tokens=any(map(reads_special_tokens, filter(None, parsers))),
             structural_tags=structural_tags(runtime),
             eos_token_ids=_eos_token_ids(generation_config, config),
             default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
@@ -213,6 +216,7 @@ def _text_model(card: ModelDeploymentCard, mdcsum: str) -> Model:
         codec=None,
         vocab_size=0,
         chat_template=None,
+        reads_special_tokens=False,
         structural_tags=None,
         tool_parser=None,
         reasoning_parser=None,

@@ -94,7 +94,9 @@ _IN_BOTH: dict[str, Row] = {
     "guided_decoding_backend": forwarded("The library the engine follows a guide with."),
     "guided_whitespace_pattern": forwarded("The whitespace between the parts of guided JSON."),
     "prompt_logprobs": forwarded("What the worker tells of its prompt is `prompt_logprobs` of the answer."),
-    "skip_special_tokens": honoured("Off by default: special tokens that are generated are shown."),
+    "skip_special_tokens": honoured(
+        "Off by default: special tokens that are generated are shown. Always off where the model's parsers read them."
+    ),
     "detokenize": forwarded("Text is made here, whatever it says."),
     "return_tokens_as_token_ids": honoured("Tokens among logprobs are written as `token_id:7`."),
     "return_token_ids": honoured("`prompt_token_ids` and `token_ids` next to the text, as vLLM has them."),
@@ -180,8 +182,8 @@ _NVEXT: dict[str, Row] = {
     "cache_salt": forwarded("Wins over the field of that name outside of `nvext`; `x-tenant-id` wins over both."),
     "extra_fields": honoured(
         "What the answer's `nvext` tells: `worker_id`, `timing`, `stop_reason`, `completion_token_ids`, `engine_data`, "
-        "`routed_experts`, `prompt_logprobs`; and of ours `route_receipt`, `token_ids`, `formatted_prompt` and "
-        "`request_id`."
+        "`routed_experts`, `prompt_token_ids`, `prompt_logprobs`; and of ours `route_receipt`, `token_ids`, "
+        "`formatted_prompt` and `request_id`."
     ),
     "agent_hints": honoured(
         "`priority`, `strict_priority` and `osl`, the expected output length, for the router's queue and its costs. "

@@ -182,7 +182,10 @@ async def prepare_chat(
         prepared.echo = _last_words(request)
     if nvext is not None and _tells_prompt(nvext):
         prepared.formatted_prompt = text
-    prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:])
+    if model.reads_special_tokens:
+        prepared.output.skip_special_tokens = False
+    must_be_json = prepared.is_guided and "json" in prepared.sampling.guided_decoding
+    prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:], must_be_json=must_be_json)
     return prepared
 
 

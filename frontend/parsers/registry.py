@@ -21,6 +21,12 @@ from dynamo.frontend.parsers.tools import TOOL_PARSERS
 TOOL_PLUG_INS = "dynamo_frontend.tool_parsers"
 REASONING_PLUG_INS = "dynamo_frontend.reasoning_parsers"
 
+# Formats whose markers are special tokens: workers must not leave these out of text. Source: what 1.6.1 sends.
+_OF_SPECIAL_TOKENS = frozenset(
+    "deepseek_v41 gemma4 gpt_oss harmony inkling kimi_k2 kimi_k25 kimi_k3 minimax_m3 minimax_m3_nom mistral muse"
+    " muse_glimmer".split()
+)
+
 F = TypeVar("F")
 
 
@@ -38,6 +44,12 @@ def tool_parser(name: str) -> ToolParserFactory:
 def reasoning_parser(name: str) -> ReasoningParserFactory:
     """Raises UnknownParser."""
     return _find("reasoning parser", name, REASONING_PARSERS, REASONING_PLUG_INS)
+
+
+def reads_special_tokens(name: str) -> bool:
+    """Whether the parser of this name needs special tokens to be part of the text."""
+    name = name.replace("-", "_")
+    return name in _OF_SPECIAL_TOKENS or name == "gemma_4"
 
 
 def _find(kind: str, name: str, built_in: Mapping[str, F], group: str) -> F:

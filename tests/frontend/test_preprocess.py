@@ -172,3 +172,14 @@ async def test_a_request_may_bring_its_own_template(model: Model) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await rendered("{% if %}")
     assert caught.value.param == "chat_template"
+
+
+@pytest.mark.parametrize(
+    ("parsers", "told"),
+    [({}, True), ({"tool_call_parser": "hermes"}, True), ({"reasoning_parser": "kimi-k3"}, False)],
+)
+async def test_special_tokens_are_shown_to_parsers_that_read_them(parsers: dict[str, str], told: bool) -> None:
+    model = ModelLoader(ArtifactStore()).load(card(runtime_config=parsers), "sum")
+    messages = [{"role": "user", "content": "hi"}]
+    body = msgspec.json.encode({"model": "demo", "messages": messages, "skip_special_tokens": True})
+    assert (await prepare_chat(model, decode_chat(body))).output.skip_special_tokens is told
