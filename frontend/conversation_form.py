@@ -1,8 +1,8 @@
 """The form in which one chat template takes a conversation, found out by rendering tiny ones, and bringing it there.
 
 Asked once per template: does it take a role's content as text, as a list of parts, or as either; does it take the
-arguments of tool calls as objects or as JSON text; does it know the role `developer`. Messages that already fit are
-handed over as they are, without a copy.
+arguments of tool calls as objects or as JSON text; does it take calls without content, which is empty text for those
+that do not; does it know the role `developer`. Messages that already fit are handed over as they are, without a copy.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class ConversationForm:
         arguments: object = {} if self._wants_objects else "{}"
         self._content_forms = {role: _content_form(render, role, arguments) for role in _AROUND}
         self._content_forms["developer"] = self._content_forms["system"]
+        self._takes_bare_calls = _takes_bare_calls(render, arguments)
         self._knows_developer = _knows_developer(render)
         self._plain_roles = frozenset(
             role for role in ("system", "user", "assistant") if self._content_forms[role] is not ContentForm.PARTS
@@ -50,6 +51,8 @@ class ConversationForm:
             return message
         message = {name: value for name, value in message.items() if value is not None}
         content = message.get("content")
+        if content is None and message.get("tool_calls") and not self._takes_bare_calls:
+            content = ""
         if content is not None:
             message["content"] = self._adapt_content(content, message.get("role"))
         if message.get("role") == "developer" and not self._knows_developer:
@@ -118,6 +121,7 @@ def _call(arguments: object) -> Message:
 
 
 _USER = {"role": "user", "content": "y7"}
+_OF_RESULT = {"tool_call_id": "call00007", "name": "f7"}
 # What stands before and after a message of this role.
 _AROUND: dict[str, tuple[bool, bool]] = {
     "system": (False, True),
@@ -130,7 +134,7 @@ _AROUND: dict[str, tuple[bool, bool]] = {
 def _talk(role: str, content: object, arguments: object) -> list[Message]:
     message: Message = {"role": role, "content": content}
     if role == "tool":
-        return [_USER, _call(arguments), message | {"tool_call_id": "call00007", "name": "f7"}]
+        return [_USER, _call(arguments), message | _OF_RESULT]
     before, after = _AROUND[role]
     return [_USER] * before + [message] + [_USER] * after
 
@@ -151,6 +155,12 @@ def _takes_argument_objects(render: Render) -> bool:
     takes_text = as_text is not None and '{"x7": 1}' in as_text
     takes_object = as_object is not None and "'x7'" not in as_object
     return takes_object or not takes_text
+
+
+def _takes_bare_calls(render: Render, arguments: object) -> bool:
+    """False for the templates that look into the text of a call with which nothing is said."""
+    call = {name: value for name, value in _call(arguments).items() if name != "content"}
+    return render([_USER, call, {"role": "tool", "content": "x7"} | _OF_RESULT]) is not None
 
 
 def _knows_developer(render: Render) -> bool:

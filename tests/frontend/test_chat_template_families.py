@@ -33,13 +33,14 @@ TEMPLATES = [*DIRECTORY.glob("*.jinja"), *(DIRECTORY / "by_hand").iterdir()]
 class Family:
     """`refusals` of the cases end in an error, here and in `transformers`, and `blanks` in no text; all others render.
 
-    `takes_parts` names the roles whose content may be a list.
+    `takes_parts` names the roles whose content may be a list, `takes_bare_calls` whether a call may have no content.
     """
 
     refusals: int = 0
     blanks: int = 0
     takes_parts: frozenset[str] = frozenset()
     knows_developer: bool = False
+    takes_bare_calls: bool = True
     wants_text_arguments: bool = False
 
 
@@ -49,16 +50,16 @@ ANY = ANY_BUT_TOOL | {"tool"}
 FAMILIES = {
     "apertus": Family(refusals=36),
     "command-r": Family(refusals=60),
-    "deepseek-r1-distill-qwen": Family(refusals=12),
+    "deepseek-r1-distill-qwen": Family(takes_bare_calls=False),
     "deepseek-v3": Family(wants_text_arguments=True),
     "deepseek-v3.1": Family(),
-    "devstral-small": Family(refusals=24, takes_parts=ANY_BUT_TOOL),
+    "devstral-small": Family(refusals=12, takes_parts=ANY_BUT_TOOL, takes_bare_calls=False),
     "gemma-3": Family(refusals=120, takes_parts=ANY_BUT_TOOL),
     "glm-4.6": Family(takes_parts=ANY_BUT_TOOL),
     "gpt-oss": Family(knows_developer=True),
-    "granite-3.3": Family(refusals=12),
+    "granite-3.3": Family(takes_bare_calls=False),
     "granite-4.0": Family(takes_parts=ANY),
-    "hermes": Family(refusals=6),
+    "hermes": Family(takes_bare_calls=False),
     "kimi-k2": Family(takes_parts=ANY),
     "llama-3": Family(refusals=12),
     "minimax-m2": Family(takes_parts=ANY),
@@ -66,12 +67,12 @@ FAMILIES = {
     "mistral-nemo": Family(refusals=60),
     "mistral-small-3.2": Family(refusals=48, takes_parts=ANY_BUT_TOOL),
     "nemotron": Family(),
-    "phi-3.5-mini": Family(refusals=12),
-    "phi-4": Family(refusals=12, blanks=6),
+    "phi-3.5-mini": Family(takes_bare_calls=False),
+    "phi-4": Family(blanks=6, takes_bare_calls=False),
     "qwen2.5": Family(),
-    "qwen3": Family(refusals=12, blanks=3),
+    "qwen3": Family(blanks=3, takes_bare_calls=False),
     "qwen3-coder": Family(),
-    "qwq": Family(refusals=12, blanks=3),
+    "qwq": Family(blanks=3, takes_bare_calls=False),
     "seed-oss": Family(),
     "smollm3": Family(),
 }
@@ -89,6 +90,8 @@ def _given(message: Message, family: Family) -> Message:
         message["role"] = role = "system"
     if isinstance(message["content"], list) and role not in family.takes_parts:
         message["content"] = "\n".join(part["text"] for part in message["content"])
+    if message["content"] is None and not family.takes_bare_calls:
+        message["content"] = ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning:
         message |= {"reasoning_content": reasoning, "reasoning": reasoning}
