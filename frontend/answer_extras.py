@@ -163,6 +163,7 @@ _IN_CHUNKS: dict[str, Field] = {"worker_id": _worker_ids}
 _AT_END: dict[str, Field] = {"timing": _timing, "route_receipt": route_receipt}
 _OF_PROMPT: dict[str, Callable[[Prepared], Any]] = {
     "request_id": lambda prepared: None,  # of no prompt, but of the request
+    "prompt_token_ids": lambda prepared: unpack_token_ids(prepared.token_ids),
     "token_ids": lambda prepared: unpack_token_ids(prepared.token_ids),
     "formatted_prompt": lambda prepared: prepared.formatted_prompt,
 }
