@@ -20,6 +20,7 @@ from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
 from dynamo.frontend.parsers.message import MessageParser, MessagePart, merged
 from dynamo.frontend.parsers.parts import Parser, Reasoning
+from dynamo.frontend.parsers.reasoning.unless_json import UnlessJson
 from dynamo.frontend.parsers.thinking import wants_thinking
 from dynamo.frontend.parsers.tools.guided import named_call, required_calls
 from dynamo.frontend.postprocess import Delta
@@ -121,9 +122,11 @@ class MessageReader:
         return self._num_undecided + min(num_tokens, self._count_tokens(thought) + num_markers)
 
 
-def reader_of_message(model: Model, request: ChatCompletionRequest, prompt_end: str) -> ReaderFactory | None:
+def reader_of_message(
+    model: Model, request: ChatCompletionRequest, prompt_end: str, *, must_be_json: bool = False
+) -> ReaderFactory | None:
     """None where an answer of `model` is nothing but text. `prompt_end` is empty where the client sent tokens."""
-    stages = [*_reasoning_stage(model, request, prompt_end), *_tool_stage(model, request)]
+    stages = [*_reasoning_stage(model, request, prompt_end, must_be_json), *_tool_stage(model, request)]
     if not stages:
         return None
     return partial(_make_reader, stages, model)
@@ -142,10 +145,17 @@ def _log_failure(model: str, mdcsum: str) -> None:
     log.exception("model %r: a parser failed; the rest of such an answer is passed on as content", model)
 
 
-def _reasoning_stage(model: Model, request: ChatCompletionRequest, prompt_end: str) -> Iterator[Callable[[], Parser]]:
-    if model.reasoning_parser is not None:
-        is_thinking = wants_thinking(request.template_args)
-        yield partial(model.reasoning_parser, ReasoningContext(prompt_end, is_thinking))
+def _reasoning_stage(
+    model: Model, request: ChatCompletionRequest, prompt_end: str, must_be_json: bool
+) -> Iterator[Callable[[], Parser]]:
+    factory = model.reasoning_parser
+    if factory is None:
+        return
+    context = ReasoningContext(prompt_end, wants_thinking(request.template_args))
+    if must_be_json:
+        yield lambda: UnlessJson(factory(context))
+    else:
+        yield partial(factory, context)
 
 
 def _tool_stage(model: Model, request: ChatCompletionRequest) -> Iterator[Callable[[], Parser]]:

@@ -184,7 +184,7 @@ async def prepare_chat(
         prepared.formatted_prompt = text
     if model.reads_special_tokens:
         prepared.output.skip_special_tokens = False
-    must_be_json = prepared.is_guided and "json" in prepared.sampling.guided_decoding
+    must_be_json = "json" in (prepared.sampling.guided_decoding or ())
     prepared.reader_of_message = reader_of_message(model, request, text[-PROMPT_END:], must_be_json=must_be_json)
     return prepared
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dynamo.frontend.artifacts import ArtifactStore
 from dynamo.frontend.model import Model, ModelLoader
 from dynamo.frontend.openai import RequestPolicy, decode_chat, decode_completion
+from dynamo.frontend.postprocess import Delta
 from dynamo.frontend.preprocess import TokenPrompt, pack_token_ids, prepare_chat, prepare_completion, unpack_token_ids
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.hashing import hash_seed, packed_sequence_hashes
@@ -183,3 +184,20 @@ async def test_special_tokens_are_shown_to_parsers_that_read_them(parsers: dict[
     messages = [{"role": "user", "content": "hi"}]
     body = msgspec.json.encode({"model": "demo", "messages": messages, "skip_special_tokens": True})
     assert (await prepare_chat(model, decode_chat(body))).output.skip_special_tokens is told
+
+
+OBJECT_FORMAT: dict[str, Any] = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize(
+    ("guide", "is_content"),
+    [(OBJECT_FORMAT, True), ({"guided_json": {"type": "object"}}, True), ({"guided_regex": ".*"}, False), ({}, False)],
+)
+async def test_json_that_was_asked_for_is_not_taken_for_thought(guide: dict[str, Any], is_content: bool) -> None:
+    model = ModelLoader(ArtifactStore()).load(card(runtime_config={"reasoning_parser": "deepseek_r1"}), "sum")
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]} | guide
+    prepared = await prepare_chat(model, decode_chat(msgspec.json.encode(body)))
+    assert prepared.reader_of_message is not None
+    delta = Delta(0, '{"a": 1}', 4, "stop")
+    prepared.reader_of_message().read(delta)
+    assert (delta.text == '{"a": 1}') is is_content
