@@ -23,6 +23,7 @@ from dynamo.frontend.renderer import Renderer
 from dynamo.frontend.routing_headers import RoutingHeaderReader, RoutingHeaders
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.frontend.sse import KeepAlive, SseStream
+from dynamo.frontend.trace_headers import trace_headers
 from dynamo.shared.errors import (
     ClientDisconnected,
     DynamoError,
@@ -115,6 +116,7 @@ class Inference:
         self.num_active += 1
         try:
             self._admit(exchange)
+            record.trace_headers = trace_headers(exchange)
             request = service.decode(await exchange.read_body())
             if request.unknown_fields:
                 self._note_unknown(request.unknown_fields)

@@ -39,6 +39,7 @@ class RequestRecord(Struct):
     endpoint: str
     started_at: float
     answer_id: str = ""  # what the client wants the answer's id to be made of
+    trace_headers: dict[str, str] | None = None  # what workers are told of the trace
     is_stream: bool = False
     is_begun: bool = False
     ended_at: float = 0.0

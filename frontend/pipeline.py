@@ -165,7 +165,7 @@ class Pipeline:
             record.note_placed(perf_counter(), placed)
             answer.follow(placement)
             try:
-                with await self._open(placed, journey.asked, call_id) as stream:
+                with await self._open(placed, journey.asked, call_id, record.trace_headers) as stream:
                     await stream.relay(answer)
                     stream.is_ending = answer.is_ended_by_worker
             except WorkerError as error:
@@ -173,12 +173,14 @@ class Pipeline:
                 return placed.instance_id, error
         return None
 
-    async def _open(self, placed: Placed, errand: Errand, call_id: str) -> AnswerStream[Any]:
+    async def _open(
+        self, placed: Placed, errand: Errand, call_id: str, trace_headers: dict[str, str] | None
+    ) -> AnswerStream[Any]:
         worker = self._router.table.workers.get(placed.instance_id)
         if worker is None:
             raise CannotConnect(f"The worker {placed.instance_id:x} has just left.")
         request = errand.wire_request(worker.codec, placed.dp_rank)
-        return await self._engine.call(worker, call_id, request, errand.items, metadata=errand.wishes.metadata)
+        return await self._engine.call(worker, call_id, request, errand.items, trace_headers, errand.wishes.metadata)
 
     def _wish(self, errand: Errand, call_id: str) -> PlacementWish:
         wishes = errand.wishes
