@@ -18,13 +18,12 @@ from dynamo.frontend.news_fields import news_fields
 from dynamo.frontend.openai import ChatCompletionRequest, CompletionRequest, decode_chat, decode_completion
 from dynamo.frontend.openai_answers import (
     REASONING_FIELD,
-    ChatStream,
     Choice,
-    CompletionStream,
     JsonObject,
     chat_response,
     completion_response,
 )
+from dynamo.frontend.openai_chunks import ChatStream, CompletionStream
 from dynamo.frontend.openai_requests import GenerateRequest, NvExt
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.prepared import Prepared

@@ -9,7 +9,8 @@ from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.news_fields import news_fields
-from dynamo.frontend.openai_answers import DONE, NO_EXTRA, Extra, JsonObject, TokenLogprob, Usage
+from dynamo.frontend.openai_answers import JsonObject, Usage
+from dynamo.frontend.openai_chunks import DONE, ChoiceStream, Extra
 from dynamo.frontend.openai_requests import GenerateRequest
 from dynamo.frontend.parsers.message import MessagePart
 from dynamo.frontend.postprocess import Delta
@@ -29,31 +30,6 @@ class Renderer(Protocol):
 
     def unanswered(self, nvext: JsonObject) -> bytes:
         """The whole stream, where nothing is generated."""
-
-
-class ChoiceStream(Protocol):
-    """Renders the chunks of one choice."""
-
-    def first(self, text: str) -> bytes: ...
-
-    def delta(self, text: str) -> bytes: ...
-
-    def part(self, part: MessagePart) -> bytes: ...
-
-    def finish(self, reason: str) -> bytes: ...
-
-    def usage(self, usage: Usage) -> bytes: ...
-
-    def chunk(
-        self,
-        part: MessagePart | None = "",
-        *,
-        is_first: bool = False,
-        finish_reason: str | None = None,
-        logprobs: list[TokenLogprob] | None = None,
-        usage: Usage | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> bytes: ...
 
 
 StreamOf: TypeAlias = Callable[[int], ChoiceStream]

@@ -11,12 +11,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.model import Model as OpenAIModel
 
 from dynamo.frontend.openai_answers import (
-    DONE,
     Alternative,
-    ChatStream,
     Choice,
-    CompletionStream,
-    Extra,
     Model,
     TokenLogprob,
     Usage,
@@ -25,6 +21,7 @@ from dynamo.frontend.openai_answers import (
     model_response,
     models_response,
 )
+from dynamo.frontend.openai_chunks import DONE, ChatStream, CompletionStream, Extra
 from dynamo.frontend.parsers.message import ToolCallDelta
 from dynamo.frontend.parsers.parts import Reasoning
 
