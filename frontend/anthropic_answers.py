@@ -9,7 +9,7 @@ import msgspec
 from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
-from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta
+from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta, kind_of, text_of
 from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.frontend.postprocess import Delta
 from dynamo.shared.errors import DynamoError
@@ -47,9 +47,9 @@ class MessageRenderer:
             self._stop = _stop(delta.finish_reason, delta.stop_reason)
         events = [] if self._is_started else [self._start()]
         for part in delta.parts or ((delta.text,) if delta.text else ()):
-            if self._open != (kind := _kind(part)):
+            if self._open != (kind := kind_of(part)):
                 events.append(self._close() + self._begin(part, kind))
-            if text := _text(part):
+            if text := text_of(part):
                 events.append(b"%b%b}}\n\n" % (self._delta_head, _encode(text)))
         return b"".join(events)
 
@@ -132,16 +132,6 @@ def _usage(record: RequestRecord) -> JsonObject:
         "cache_read_input_tokens": cached,
         "output_tokens": record.num_output_tokens,
     }
-
-
-def _kind(part: MessagePart) -> type | int:
-    return part.index if isinstance(part, ToolCallDelta) else type(part)
-
-
-def _text(part: MessagePart) -> str:
-    if isinstance(part, str):
-        return part
-    return part.text if isinstance(part, Reasoning) else part.arguments
 
 
 def _empty_block(part: MessagePart) -> JsonObject:

@@ -10,7 +10,7 @@ import msgspec
 
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject, TokenLogprob
-from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta
+from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta, kind_of, text_of
 from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.frontend.postprocess import Delta
 from dynamo.frontend.responses_requests import ResponsesRequest
@@ -95,9 +95,9 @@ class ResponseRenderer:
             self._choice.finish_reason = delta.finish_reason
         logprobs = _logprobs(delta.logprobs)
         for part in delta.parts or ((delta.text,) if delta.text else ()):
-            if self._item is None or self._item.kind != _kind(part):
+            if self._item is None or self._item.kind != kind_of(part):
                 events.append(self._close() + self._open(part))
-            if text := _text(part):
+            if text := text_of(part):
                 events.append(self._go_on(text, logprobs if isinstance(part, str) else []))
                 if isinstance(part, str):
                     logprobs = []
@@ -166,7 +166,7 @@ class _OpenItem:
     """The item that is being generated. `place` says where it is, in every event about it."""
 
     def __init__(self, part: MessagePart, id: str, index: int) -> None:
-        self.kind = _kind(part)
+        self.kind = kind_of(part)
         self.id = id
         self.index = index
         self.name = _EVENTS[type(part)]
@@ -231,16 +231,6 @@ def _content(part: str | Reasoning, logprobs: list[JsonObject]) -> JsonObject:
     if isinstance(part, Reasoning):
         return {"type": "reasoning_text", "text": part.text}
     return {"type": "output_text", "annotations": [], "logprobs": logprobs, "text": part}
-
-
-def _kind(part: MessagePart) -> type | int:
-    return part.index if isinstance(part, ToolCallDelta) else type(part)
-
-
-def _text(part: MessagePart) -> str:
-    if isinstance(part, str):
-        return part
-    return part.text if isinstance(part, Reasoning) else part.arguments
 
 
 def _logprobs(tokens: list[TokenLogprob] | None) -> list[JsonObject]:

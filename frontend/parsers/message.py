@@ -72,12 +72,20 @@ def merged(parts: list[MessagePart]) -> list[MessagePart]:
     """Neighbours of one kind as one part, so that a call is whole if all of it is there; without empty text."""
     if len(parts) == 1:
         return parts if parts[0] else []
-    whole = (_join(kind, list(group)) for kind, group in groupby(parts, _kind))
+    whole = (_join(kind, list(group)) for kind, group in groupby(parts, kind_of))
     return [part for part in whole if part]
 
 
-def _kind(part: MessagePart) -> type | int:
+def kind_of(part: MessagePart) -> type | int:
+    """Equal for parts that belong together; of a call its index."""
     return part.index if isinstance(part, ToolCallDelta) else type(part)
+
+
+def text_of(part: MessagePart) -> str:
+    """What is added to by parts that follow: of a call its arguments."""
+    if isinstance(part, str):
+        return part
+    return part.text if isinstance(part, Reasoning) else part.arguments
 
 
 def _join(kind: type | int, group: list[Any]) -> MessagePart:
