@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from dynamo.frontend.parsers.context import ReasoningContext
+from dynamo.frontend.parsers.marked import MAX_SPACE
 from dynamo.frontend.parsers.marker import Markers
 from dynamo.frontend.parsers.marker_reader import MarkerReader
 from dynamo.frontend.parsers.parts import Part, Reasoning
@@ -94,8 +95,7 @@ class FramedParser(MarkerReader):
 
     def _continue_prompt(self, prompt_end: str) -> None:
         """Takes the header that the prompt has begun for the answer."""
-        before, start, header = prompt_end.rpartition(START)
-        del before
+        _, start, header = prompt_end.rpartition(START)
         if start and TEXT in header and not header.partition(TEXT)[2].strip():
             self._begin_message(Header.read(header), [])
         elif start and TEXT not in header and ("to=" in header or "<|channel|>" in header):
@@ -104,6 +104,9 @@ class FramedParser(MarkerReader):
     def _beginning(self, text: str, parts: list[Part]) -> str:
         """A header may come without a marker before it, and then it says for whom the message is."""
         stripped = text.lstrip()
+        if len(text) - len(stripped) > MAX_SPACE:
+            self._state = FramedParser._in_text
+            return text
         if "to=".startswith(stripped):
             self._held = text
         elif stripped.startswith("to="):
@@ -115,9 +118,9 @@ class FramedParser(MarkerReader):
         return ""
 
     def _between(self, text: str, parts: list[Part]) -> str:
-        """After a message: space before the next header is dropped."""
+        """After a message: space before the next header is dropped, up to MAX_SPACE of it."""
         before, marker, _ = self._split(text)
-        if before.strip():
+        if before.strip() or len(before) > MAX_SPACE:
             self._held = ""
             self._state = FramedParser._in_text
             return text

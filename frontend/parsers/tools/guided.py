@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from dynamo.frontend.parsers.call_reader import CallReader
 from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.json_scanner import JsonScanner
+from dynamo.frontend.parsers.marked import MAX_SPACE
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Parser, Part
 
 State: TypeAlias = Callable[[Any, str, list[Part]], str]
@@ -75,9 +76,9 @@ class _GuidedCalls:
         return ""
 
     def _after(self, text: str, parts: list[Part]) -> str:
-        """Behind the calls all is content, but space alone is nothing."""
+        """Behind the calls all is content, but space alone is nothing, up to MAX_SPACE of it."""
         self._held += text
-        if self._held.isspace():
+        if self._held.isspace() and len(self._held) <= MAX_SPACE:
             return ""
         text, self._held = self._held, ""
         self._state = _GuidedCalls._content

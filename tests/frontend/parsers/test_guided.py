@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynamo.frontend.parsers.marked import MAX_SPACE
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Parser, Part
 from dynamo.frontend.parsers.tools.guided import named_call, required_calls
 from tests.frontend.parsers.golden import Call, Golden, check_cuts, check_golden, golden, parse
@@ -18,6 +19,7 @@ def named() -> Parser:
     return named_call("run")
 
 
+ENDLESS = " " * (MAX_SPACE + 1)
 REQUIRED = [
     golden(
         "one call", '[{"name":"get_weather","parameters":{"city":"Paris"}}]', "", Call("get_weather", {"city": "Paris"})
@@ -51,6 +53,7 @@ NAMED = [
     golden("arguments", '{"code": "}\\u00e9\\""}', "", Call("run", '{"code": "}\\u00e9\\""}')),
     golden("spaced", ' \n{"a": [1, {}]} \n', "", Call("run", '{"a": [1, {}]}')),
     golden("text behind", "{}  ok {}", "  ok {}", Call("run", "{}")),
+    golden("endless space behind", "{}" + ENDLESS, ENDLESS, Call("run", "{}")),
     golden("never closed", '{"a": "x', "", Call("run", '{"a": "x')),
     golden("an array", "[1,2]", "[1,2]"),
     golden("prose", " Hello {}", " Hello {}"),

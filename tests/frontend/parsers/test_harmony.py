@@ -19,6 +19,7 @@ from openai_harmony import (
 
 from dynamo.frontend.parsers.context import ReasoningContext
 from dynamo.frontend.parsers.framed import MAX_HEADER
+from dynamo.frontend.parsers.marked import MAX_SPACE
 from dynamo.frontend.parsers.parts import Parser, Part
 from dynamo.frontend.parsers.registry import reasoning_parser, tool_parser
 from tests.frontend.parsers.golden import Call, Golden, check_cuts, check_golden, golden, parse
@@ -28,6 +29,7 @@ START, END, CALLED = "<|start|>assistant", "<|end|>", "<|call|>"
 ANALYSIS, FINAL, PREAMBLE = (f"<|channel|>{name}<|message|>" for name in ("analysis", "final", "commentary"))
 CALL = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
 PARIS = Call("get_weather", {"city": "Paris"})
+ENDLESS = " " * (MAX_SPACE + 1)
 
 
 class InARow:
@@ -75,6 +77,8 @@ TEXTS = [
     golden("no end marker", f"{ANALYSIS}a{START}{FINAL}b", "b", reasoning="a"),
     golden("no role marker", f"{ANALYSIS}a{END}{FINAL}b", "b", reasoning="a"),
     golden("space between messages", f"{ANALYSIS}a{END}\n {START}{FINAL}b\n", "b\n", reasoning="a"),
+    golden("endless space", f"{FINAL}a{END}{ENDLESS}{FINAL}b", f"a{ENDLESS}\nb"),
+    golden("endless space at the beginning", f"{ENDLESS}to=", f"{ENDLESS}to="),
     golden("text after a message", f"{ANALYSIS}a{END} b", " b", reasoning="a"),
     golden("a constrained answer", '<|channel|>final <|constrain|>json<|message|>{"a":1}', '{"a":1}'),
     golden("no channel", f"{ANALYSIS}a{END}{START}<|message|>x", "x", reasoning="a"),
