@@ -20,6 +20,7 @@ from dynamo.frontend.openai_requests import (
 from dynamo.shared.errors import InvalidRequest
 
 MAX_CHOICES = 128
+MAX_DIGITS = len(str(U32_MAX))
 
 
 def check_chat(request: ChatCompletionRequest, *, trusts_templates: bool = False) -> None:
@@ -116,7 +117,8 @@ def check_worker_ids(nvext: NvExt) -> None:
 
 def _check_logit_bias(logit_bias: dict[str, float]) -> None:
     for token_id, bias in logit_bias.items():
-        if not (token_id.isascii() and token_id.isdecimal() and int(token_id) <= U32_MAX):
+        is_number = token_id.isascii() and token_id.isdecimal() and len(token_id) <= MAX_DIGITS
+        if not (is_number and int(token_id) <= U32_MAX):
             raise InvalidRequest(
                 f"logit_bias has the key {shown(token_id)}; keys are token ids from 0 to {U32_MAX}.",
                 "logit_bias",

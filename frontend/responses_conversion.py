@@ -17,9 +17,7 @@ from dynamo.shared.errors import InvalidRequest
 log = logging.getLogger("dynamo.http")
 
 ROLES = ("user", "system", "developer", "assistant")
-HOSTED_RESULTS = frozenset(
-    {"item_reference", "compaction", "web_search_call", "file_search_call", "image_generation_call"}
-)
+HOSTED_RESULTS = ("item_reference", "compaction", "web_search_call", "file_search_call", "image_generation_call")
 
 
 def chat_of(request: ResponsesRequest, past: Iterable[JsonObject] = ()) -> ChatCompletionRequest:
@@ -174,7 +172,7 @@ def _tools(request: ResponsesPrompt) -> Iterator[JsonObject]:
         kind = tool.get("type")
         if kind != "function":
             log.info("the tool tools[%d] of type %s is not offered: nobody here runs it", index, shown(kind))
-        elif allowed is None or tool.get("name") in allowed:
+        elif allowed is None or (isinstance(name := tool.get("name"), str) and name in allowed):
             function = {name: value for name, value in tool.items() if name != "type" and value is not None}
             yield {"type": "function", "function": function}
 

@@ -120,6 +120,7 @@ def test_template_arguments_have_two_names(name: str) -> None:
         ({"n": 2, "temperature": 0}, "n", "conflicting_fields"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "out_of_range"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"1": "x"}}, "logit_bias", "invalid_type"),
         ({"logit_bias": {"1": 200}}, "logit_bias.1", "out_of_range"),
         ({"stop": 5}, "stop", "invalid_type"),

@@ -99,6 +99,11 @@ def test_tools() -> None:
     assert made.tool_choice == "required"
 
 
+def test_a_name_that_is_none_is_no_allowed_tool() -> None:
+    choice = {"type": "allowed_tools", "tools": [{"type": "function", "name": "weather"}]}
+    assert chat(tools=[WEATHER | {"name": []}], tool_choice=choice).tools is None
+
+
 def test_a_schema_for_the_answer() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
     made = chat(text={"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}})
@@ -114,6 +119,7 @@ def test_a_schema_for_the_answer() -> None:
         ({"input": []}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"type": "mcp_call"}]}, "input[0].type"),
+        ({"input": [{"type": []}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
