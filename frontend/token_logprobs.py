@@ -70,6 +70,9 @@ def _bounded(logprob: float | None) -> float | None:
 def _top(token_id: str, known: Any) -> TopLogprob:
     """From an entry of what is told of a prompt."""
     fields = known if isinstance(known, dict) else {}
+    logprob = fields.get("logprob")
     return TopLogprob(
-        int(token_id) if token_id.isdecimal() else 0, fields.get("decoded_token"), fields.get("logprob") or LOWEST
+        int(token_id) if token_id.isdecimal() else 0,
+        fields.get("decoded_token"),
+        LOWEST if logprob is None else logprob,
     )

@@ -16,7 +16,14 @@ from tests.support.stage import CHAT, WORKER, Stage, open_stage
 
 COMPLETIONS = "/v1/completions"
 PROMPT = [5, 6]
-OF_PROMPT = [None, {"6": {"logprob": -2.0, "rank": 3}, "7": {"logprob": -0.5, "rank": 1, "decoded_token": "(!"}}]
+OF_PROMPT = [
+    None,
+    {
+        "6": {"logprob": -2.0, "rank": 3},
+        "5": {"logprob": 0.0},
+        "7": {"logprob": -0.5, "rank": 1, "decoded_token": "(!"},
+    },
+]
 EARLY: list[dict[str, Any]] = [
     {"token_ids": [300], "engine_data": {"prompt_logprobs": OF_PROMPT, "routed_experts": {"data": "QQ=="}}},
     {"token_ids": [301], "engine_data": {"b": 2}},
@@ -136,7 +143,7 @@ async def test_an_echo_has_the_logprobs_of_the_prompt_whenever_they_come(
     logprobs = choice["logprobs"]
     assert logprobs["tokens"][:2] == ["&", "'"]
     assert logprobs["token_logprobs"][:2] == [None, -2]
-    assert logprobs["top_logprobs"][:2] == [None, {"'": -2, "(!": -0.5}]
+    assert logprobs["top_logprobs"][:2] == [None, {"'": -2, "(!": 0}]
     assert logprobs["text_offset"][:2] == [0, 1]
 
 
