@@ -16,14 +16,7 @@ from tests.support.stage import CHAT, WORKER, Stage, open_stage
 
 COMPLETIONS = "/v1/completions"
 PROMPT = [5, 6]
-OF_PROMPT = [
-    None,
-    {
-        "6": {"logprob": -2.0, "rank": 3},
-        "5": {"logprob": 0.0},
-        "7": {"logprob": -0.5, "rank": 1, "decoded_token": "(!"},
-    },
-]
+OF_PROMPT = [None, {"6": {"logprob": -2.0, "rank": 3}, "7": {"logprob": 0.0, "rank": 1, "decoded_token": "(!"}}]
 EARLY: list[dict[str, Any]] = [
     {"token_ids": [300], "engine_data": {"prompt_logprobs": OF_PROMPT, "routed_experts": {"data": "QQ=="}}},
     {"token_ids": [301], "engine_data": {"b": 2}},
