@@ -7,9 +7,8 @@ connection, or a last answer that the client does not fetch. The server's sweep 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
+from asyncio import BaseTransport
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
@@ -17,9 +16,10 @@ from typing import cast
 
 import httptools
 
-from dynamo.frontend.server.connection import Connection, StallWatch, peer_name, reset_transport
+from dynamo.frontend.server.connection import Connection
 from dynamo.frontend.server.dispatcher import Dispatcher
 from dynamo.frontend.server.exchange import HeaderBlock
+from dynamo.frontend.server.wire_connection import NEVER, WireConnection
 from dynamo.frontend.server.wire_exchange import WireExchange, late_body
 from dynamo.shared.errors import (
     DynamoError,
@@ -38,7 +38,6 @@ MAX_PIPELINED = 8  # parsed requests that may wait before parsing and reading pa
 CHUNK_OVERHEAD = 16  # bytes of chunk framing allowed per byte of body, above a fixed allowance
 CHUNK_OVERHEAD_FREE = 64 * 1024
 LINGER_S = 2.0  # in which a refused client may read the answer while what it still sends is discarded
-NEVER = math.inf
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
@@ -132,14 +131,9 @@ class Http1Exchange(WireExchange):
         self._connection.advance(self)
 
 
-class Http1Connection(asyncio.Protocol):
+class Http1Connection(WireConnection):
     def __init__(self, dispatcher: Dispatcher, scheme: str, on_lost: Callable[[Connection], None]) -> None:
-        self.dispatcher = dispatcher
-        self.limits = dispatcher.limits
-        self.scheme = scheme
-        self.client = ""
-        self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        super().__init__(dispatcher, scheme, on_lost)
         self._parser = httptools.HttpRequestParser(self)
         self._current: Http1Exchange | None = None  # being handled
         self._waiting: deque[Http1Exchange] = deque()  # pipelined behind it
@@ -147,7 +141,6 @@ class Http1Connection(asyncio.Protocol):
         self._deadline = NEVER
         self._is_reading_paused = False
         self._is_input_over = False  # what arrives is discarded
-        self._is_write_paused = False
         self._unparsed = b""  # held back while enough requests wait
         self._read_size = 0  # of what the parser is being fed
         self._target = b""
@@ -160,11 +153,8 @@ class Http1Connection(asyncio.Protocol):
 
     # ---- transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(self.limits.high_water, self.limits.low_water)
-        self._stall = StallWatch(self._transport, self.limits.stall_timeout_s)
-        self.client = peer_name(transport)
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
         self._deadline = self._loop.time() + self.limits.idle_timeout_s
 
     def data_received(self, data: bytes) -> None:
@@ -179,18 +169,13 @@ class Http1Connection(asyncio.Protocol):
         self.end()
         return False
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._forget_requests()
-        self._on_lost(self)
-
     def pause_writing(self) -> None:
-        self._is_write_paused = True
-        self._stall.begin(self._loop.time())
+        super().pause_writing()
         if self._current is not None:
             self._current.set_writable(False)
 
     def resume_writing(self) -> None:
-        self._is_write_paused = False
+        super().resume_writing()
         if self._current is not None:
             self._current.set_writable(True)
 
@@ -475,10 +460,8 @@ class Http1Connection(asyncio.Protocol):
         self._transport.close()
 
     def reset(self) -> None:
-        """Close so that no client takes what it has for a whole answer, whatever its framing."""
         self._is_input_over = True
-        self._forget_requests()
-        reset_transport(self._transport)
+        super().reset()
 
     def shut_down(self) -> None:
         """Close when nothing is being answered; answers in flight say `connection: close` by the dispatcher's word."""

@@ -6,11 +6,9 @@ acknowledged, so that more may come, only while it is wanted.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
+from asyncio import BaseTransport
 from collections.abc import Callable
-from typing import cast
 
 import h2.config
 import h2.connection
@@ -21,10 +19,11 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from dynamo.frontend.server.connection import Connection, StallWatch, peer_name, reset_transport
+from dynamo.frontend.server.connection import Connection
 from dynamo.frontend.server.dispatcher import Dispatcher
 from dynamo.frontend.server.exchange import HeaderBlock
 from dynamo.frontend.server.limits import Limits
+from dynamo.frontend.server.wire_connection import NEVER, WireConnection
 from dynamo.frontend.server.wire_exchange import WireExchange, late_body
 from dynamo.shared.errors import HeadersTooLarge, TargetTooLong
 
@@ -37,7 +36,6 @@ MAX_UNSENT_REPLIES = 1024 * 1024  # bytes of pings and settings owed to a client
 ALLOWANCE = 1000
 ALLOWANCE_PER_S = 100
 RESET_COST = 10
-NEVER = math.inf
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -115,29 +113,20 @@ class Http2Exchange(WireExchange):
             self._connection.reset_stream(self, ErrorCodes.INTERNAL_ERROR)
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(WireConnection):
     def __init__(self, dispatcher: Dispatcher, scheme: str, on_lost: Callable[[Connection], None]) -> None:
-        self.dispatcher = dispatcher
-        self.limits = dispatcher.limits
-        self.scheme = scheme
-        self.client = ""
-        self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        super().__init__(dispatcher, scheme, on_lost)
         self._h2 = _new_h2(self.limits)
         self._exchanges: dict[int, Http2Exchange] = {}  # until the last byte of the answer is in the socket's buffer
         self._idle_deadline = NEVER
-        self._is_write_paused = False
         self._is_draining = False
         self._allowance: float = ALLOWANCE
         self._swept_at = self._loop.time()
 
     # ---- transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(self.limits.high_water, self.limits.low_water)
-        self._stall = StallWatch(self._transport, self.limits.stall_timeout_s)
-        self.client = peer_name(transport)
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
         self._idle_deadline = self._loop.time() + self.limits.idle_timeout_s
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(CONNECTION_WINDOW)
@@ -158,16 +147,8 @@ class Http2Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         self._close()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._disconnect_all()
-        self._on_lost(self)
-
-    def pause_writing(self) -> None:
-        self._is_write_paused = True
-        self._stall.begin(self._loop.time())
-
     def resume_writing(self) -> None:
-        self._is_write_paused = False
+        super().resume_writing()
         self._send_all_unsent()
 
     def flush(self) -> None:
@@ -335,7 +316,7 @@ class Http2Connection(asyncio.Protocol):
             if self._is_draining:
                 self._close()
 
-    def _disconnect_all(self) -> None:
+    def _forget_requests(self) -> None:
         for exchange in tuple(self._exchanges.values()):
             exchange.disconnect()
         self._exchanges.clear()
@@ -350,7 +331,7 @@ class Http2Connection(asyncio.Protocol):
         """Once what was written is sent, or the client has stopped taking it."""
         self.flush()
         self._stall.begin(self._loop.time())
-        self._disconnect_all()
+        self._forget_requests()
         self._transport.close()
 
     def shut_down(self) -> None:
@@ -360,10 +341,6 @@ class Http2Connection(asyncio.Protocol):
         self._go_away(ErrorCodes.NO_ERROR)
         if not self._exchanges:
             self._close()
-
-    def reset(self) -> None:
-        self._disconnect_all()
-        reset_transport(self._transport)
 
     # ---- time
 
