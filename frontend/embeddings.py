@@ -21,7 +21,7 @@ from dynamo.frontend.kept_output import KeptOutput
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.model import Model
 from dynamo.frontend.pipeline import Pipeline
-from dynamo.frontend.preprocess import encode_text, unpack_token_ids
+from dynamo.frontend.preprocess import context_limit, encode_text, unpack_token_ids
 from dynamo.frontend.router_client import Placement
 from dynamo.frontend.routing_headers import RoutingHeaders
 from dynamo.frontend.routing_wishes import RoutingWishes, routing_wishes
@@ -244,7 +244,9 @@ def _check_length(model: Model, num_tokens: int, param: str) -> None:
         raise InvalidRequest(f"{param} has no tokens.", param, "out_of_range")
     if limit and num_tokens > limit:
         raise InvalidRequest(
-            f"{param} has {num_tokens} tokens; {model.name!r} takes up to {limit}.", param, "context_length_exceeded"
+            f"{param} is too long: it has {num_tokens} tokens, and {context_limit(limit)}.",
+            param,
+            "context_length_exceeded",
         )
 
 

@@ -363,10 +363,15 @@ def _check_length(model: Model, request: ChatCompletionRequest | CompletionReque
     limit = model.max_context_length
     if limit and num_tokens >= limit:
         raise InvalidRequest(
-            f"The prompt has {num_tokens} tokens; {model.name!r} takes {limit} tokens, the answer included.",
+            f"The prompt is too long: it has {num_tokens} tokens, and {context_limit(limit)}, the answer included.",
             "messages" if isinstance(request, ChatCompletionRequest) else "prompt",
             "context_length_exceeded",
         )
+
+
+def context_limit(num_tokens: int) -> str:
+    """Clients and proxies tell this error by these very words, and shorten the prompt or turn to a larger model."""
+    return f"this model's maximum context length is {num_tokens} tokens"
 
 
 _NO_IDS: frozenset[int] = frozenset()

@@ -141,7 +141,7 @@ async def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model
     with pytest.raises(InvalidRequest) as caught:
         await prepared(small)
     assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
-    assert "70 tokens" in caught.value.message
+    assert "this model's maximum context length is 70 tokens" in caught.value.message
     assert (await prepared(replace(model, card=card(context_length=71)), max_tokens=50)).output_limit == 1
 
 
