@@ -36,7 +36,11 @@ def _check_named(tool_choice: JsonObject, names: set[str]) -> None:
     function = tool_choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if tool_choice.get("type") != "function" or not isinstance(name, str):
-        raise wrong_type("tool_choice", 'an object such as {"type":"function","function":{"name":...}}', tool_choice)
+        raise wrong_type(
+            "tool_choice",
+            f'one of {", ".join(TOOL_CHOICES)} or an object {{"type":"function","function":{{"name":...}}}}',
+            tool_choice,
+        )
     if name not in names:
         raise InvalidRequest(
             f"tool_choice names the function {shown(name)}, which is not among tools.", "tool_choice.function.name"

@@ -74,7 +74,11 @@ class Model:
     def check_tokenizer(self) -> None:
         """Raises InvalidRequest where nobody but the workers can tokenize."""
         if self.codec is None:
-            raise InvalidRequest(f"The workers of {self.name!r} tokenize by themselves.", "model", "unsupported_value")
+            raise InvalidRequest(
+                f"The workers of {self.name!r} tokenize by themselves, so its tokens cannot be told here.",
+                "model",
+                "unsupported_value",
+            )
 
     @property
     def tokenizer(self) -> Tokenizer:

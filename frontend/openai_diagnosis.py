@@ -38,7 +38,8 @@ def _explain_json(error: Exception, body: bytes) -> InvalidRequest:
         return InvalidRequest(f"The body is not UTF-8 from byte {not_utf8 - 1} on.", None, "invalid_json")
     match = _BYTE.search(str(error))
     if match is None:
-        return InvalidRequest(f"The body is not valid JSON: it ends early, at byte {len(body)}.", None, "invalid_json")
+        where = f"it ends early, at byte {len(body)}, or a string has half of a surrogate pair"
+        return InvalidRequest(f"The body is not valid JSON: {where}.", None, "invalid_json")
     return InvalidRequest(f"The body is not valid JSON near byte {match['offset']}.", None, "invalid_json")
 
 

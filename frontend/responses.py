@@ -174,9 +174,9 @@ class ResponsesMouth:
 
 def _refuse_what_only_openai_has(request: ResponsesPrompt) -> None:
     """As 1.6.1 does, with a 501."""
-    for name in ("background", "conversation"):
+    for name, instead in (("background", "Ask for a stream."), ("conversation", "Send its items as `input`.")):
         if getattr(request, name, None):
-            raise UnsupportedFeature(f"{name} is not supported by this gateway.", name)
+            raise UnsupportedFeature(f"{name} is not supported by this gateway. {instead}", name)
 
 
 class StoredResponses:
