@@ -28,6 +28,9 @@ from dynamo.frontend.postprocess import Delta
 log = logging.getLogger("dynamo.parsers")
 
 MAX_MODELS_LOGGED = 1024
+MAX_PIECE = 8192
+"""Characters that parsers read at once. What is left is copied at each marker, so a long text is read in pieces."""
+
 PROMPT_END = 64
 """Characters of a rendered prompt that a reasoning parser may look at: it may end inside of reasoning."""
 
@@ -69,7 +72,7 @@ class MessageReader:
     def read(self, delta: Delta) -> None:
         text = delta.text
         try:
-            parts = self._parser.push(text) if text else []
+            parts = self._parts_of(text) if text else []
             if delta.finish_reason is not None:
                 parts = merged(parts + self._parser.flush())
         except Exception:  # as above, and no bug of our own parsers is worth an answer
@@ -89,6 +92,13 @@ class MessageReader:
         """Output tokens spent on reasoning since the last call, markers included."""
         num_tokens, self._num_reasoning_tokens = self._num_reasoning_tokens, 0
         return num_tokens
+
+    def _parts_of(self, text: str) -> list[MessagePart]:
+        push = self._parser.push
+        if len(text) <= MAX_PIECE:
+            return push(text)
+        pieces = (text[at : at + MAX_PIECE] for at in range(0, len(text), MAX_PIECE))
+        return merged([part for piece in pieces for part in push(piece)])
 
     def _give_up(self) -> None:
         self.has_failed = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo.frontend.message_reader import MessageReader
+from dynamo.frontend.message_reader import MAX_PIECE, MessageReader
 from dynamo.frontend.parsers.context import Functions, ReasoningContext
 from dynamo.frontend.parsers.message import MessageParser, ToolCallDelta
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part, Reasoning
@@ -47,6 +47,17 @@ def test_reasoning_tokens_are_counted_however_deltas_are_cut(size: int) -> None:
     assert [part.name for part in parts if isinstance(part, ToolCallDelta) and part.name] == ["f"]
     assert deltas[-1].finish_reason == "tool_calls"
     assert num_reasoning_tokens == 4
+
+
+def test_a_long_delta_is_read_in_pieces() -> None:
+    call = '<tool_call>{"name":"f","arguments":{}}</tool_call>'
+    delta = Delta(0, "<think>" + "a" * MAX_PIECE + "</think>" + "b" * MAX_PIECE + call * 1000, 9, "stop")
+    reader().read(delta)
+    thought, content, *calls = delta.parts or []
+    assert (thought, content) == (Reasoning("a" * MAX_PIECE), "b" * MAX_PIECE)
+    assert [(call.index, call.name, call.arguments) for call in calls if isinstance(call, ToolCallDelta)] == [
+        (index, "f", "{}") for index in range(1000)
+    ]
 
 
 def test_plain_content_stays_text() -> None:
