@@ -151,6 +151,48 @@ class _Mirror:
         self._seen = number
 
 
+class _Mirrors:
+    """The counters of these names, each behind a number of that name."""
+
+    def __init__(self, families: Families, *names: str) -> None:
+        self._mirrors = {name: _Mirror(families.counters[name].labels()) for name in names}
+
+    def catch_up(self, **numbers: float) -> None:
+        for name, number in numbers.items():
+            self._mirrors[name].catch_up(number)
+
+
+class _Stages:
+    """How long each part of a request's way took."""
+
+    def __init__(self, families: Families, router_id: str) -> None:
+        histograms = families.histograms
+        stages = histograms["stage_duration_seconds"]
+        self._preprocess = stages.labels("preprocess")
+        self._route = stages.labels("route")
+        self._round_trips = (
+            stages.labels("transport_roundtrip"),
+            histograms["dynamo_request_plane_roundtrip_ttft_seconds"].labels(),
+        )
+        self._hashing_ms = histograms["dynamo_router_overhead_block_hashing_ms"].labels(router_id)
+        self._routing_ms = histograms["dynamo_router_overhead_total_ms"].labels(router_id)
+
+    def observe(self, record: RequestRecord) -> None:
+        """As far as the request came."""
+        self._preprocess.observe(record.prepared_at - record.started_at)
+        if record.placed_at:
+            self._observe_route(record)
+        if record.first_token_at:
+            for round_trip in self._round_trips:
+                round_trip.observe(record.first_token_at - record.placed_at)
+
+    def _observe_route(self, record: RequestRecord) -> None:
+        self._route.observe(record.placed_at - record.prepared_at)
+        if record.hashed_at:
+            self._hashing_ms.observe((record.hashed_at - record.prepared_at) * 1000)
+            self._routing_ms.observe((record.placed_at - record.prepared_at) * 1000)
+
+
 class _OfWorkers:
     """The last request of each worker rank."""
 
@@ -181,25 +223,15 @@ class FrontendMetrics:
         self.registry = registry
         families = self.families = Families(registry, prefix)
         registry.take_over()
-        counters, stages = families.counters, families.histograms["stage_duration_seconds"]
-        self._request = counters["request"].labels()
-        self._preprocess = stages.labels("preprocess")
-        self._route = stages.labels("route")
-        self._round_trips = (
-            stages.labels("transport_roundtrip"),
-            families.histograms["dynamo_request_plane_roundtrip_ttft_seconds"].labels(),
+        self._request = families.counters["request"].labels()
+        self._stages = _Stages(families, str(router_id_of(replica)))
+        self._mirrors = _Mirrors(
+            families, "local_placements", "router_timeouts", "tokenizer_cache_hits", "tokenizer_cache_misses"
         )
-        router_id = str(router_id_of(replica))
-        self._hashing_ms = families.histograms["dynamo_router_overhead_block_hashing_ms"].labels(router_id)
-        self._routing_ms = families.histograms["dynamo_router_overhead_total_ms"].labels(router_id)
         self._models: dict[str, _OfModel] = {}
         self._workers = _OfWorkers(families)
         self._running: dict[int, RequestRecord] = {}  # begun and not ended, by identity
         self._ended: list[RequestRecord] = []
-        self._local_placements = _Mirror(counters["local_placements"].labels())
-        self._place_timeouts = _Mirror(counters["router_timeouts"].labels())
-        self._cache_hits = _Mirror(counters["tokenizer_cache_hits"].labels())
-        self._cache_misses = _Mirror(counters["tokenizer_cache_misses"].labels())
 
     def begin(self, record: RequestRecord) -> None:
         """The request is understood and its model known."""
@@ -220,8 +252,7 @@ class FrontendMetrics:
     def observe(self, models: ModelRegistry, router: RouterClient) -> None:
         """Before numbers are saved: take in what has ended and what others count."""
         self._count_ended()
-        self._local_placements.catch_up(router.num_local_placements)
-        self._place_timeouts.catch_up(router.num_timeouts)
+        self._mirrors.catch_up(local_placements=router.num_local_placements, router_timeouts=router.num_timeouts)
         self._observe_running(router)
         self._workers.observe(router.table.workers)
         self._observe_caches(models)
@@ -251,15 +282,13 @@ class FrontendMetrics:
 
     def _observe_begun(self, of_model: _OfModel, record: RequestRecord) -> None:
         of_model.duration.observe(record.ended_at - record.started_at)
-        self._preprocess.observe(record.prepared_at - record.started_at)
+        self._stages.observe(record)
         of_model.input.observe(record.num_prompt_tokens)
         of_model.tokens_in.inc(record.num_prompt_tokens)
         if record.num_parser_failures:
             self.families.counters["parser_failures"].labels(record.model).inc(record.num_parser_failures)
         if record.has_outgrown_migration:
             self.families.counters["model_migration_max_seq_len_exceeded"].labels(record.model).inc()
-        if record.placed_at:
-            self._observe_route(record)
         if record.migrations or record.is_migration_exhausted:
             self._count_migrations(record)
         if record.first_token_at:
@@ -267,12 +296,6 @@ class FrontendMetrics:
         elif record.endpoint == "embeddings" and record.error is None:
             latency = self.families.histograms["embedding_latency_seconds"].labels(record.model)
             latency.observe(record.ended_at - record.started_at)
-
-    def _observe_route(self, record: RequestRecord) -> None:
-        self._route.observe(record.placed_at - record.prepared_at)
-        if record.hashed_at:
-            self._hashing_ms.observe((record.hashed_at - record.prepared_at) * 1000)
-            self._routing_ms.observe((record.placed_at - record.prepared_at) * 1000)
 
     def _count_migrations(self, record: RequestRecord) -> None:
         counters = self.families.counters
@@ -287,8 +310,6 @@ class FrontendMetrics:
     def _observe_output(self, of_model: _OfModel, record: RequestRecord) -> None:
         ttft_s, itl_s = record.first_token_at - record.started_at, 0.0
         of_model.ttft.observe(ttft_s)
-        for round_trip in self._round_trips:
-            round_trip.observe(record.first_token_at - record.placed_at)
         of_model.output.observe(record.num_output_tokens)
         of_model.output_tokens.inc(record.num_output_tokens)
         of_model.tokens_out.inc(record.num_output_tokens)
@@ -316,8 +337,10 @@ class FrontendMetrics:
         stats = [
             stats for model in models.loaded() if not model.takes_text and (stats := model.tokenizer.cache_stats())
         ]
-        self._cache_hits.catch_up(sum(each.hits for each in stats))
-        self._cache_misses.catch_up(sum(each.misses for each in stats))
+        self._mirrors.catch_up(
+            tokenizer_cache_hits=sum(each.hits for each in stats),
+            tokenizer_cache_misses=sum(each.misses for each in stats),
+        )
 
     def _observe_models(self, models: ModelRegistry) -> None:
         """Set the gauges that describe models anew, as the table is now."""
