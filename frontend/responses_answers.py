@@ -88,19 +88,19 @@ class ResponseRenderer:
         self._choice = Choice(0, [])
         self._output: list[JsonObject] = []
         self._item: _OpenItem | None = None
+        self._untold: list[JsonObject] = []  # logprobs that wait for text, as tokens do that are held back
 
     def of(self, delta: Delta) -> bytes:
         events = [] if self._sequence_number >= 0 else [self._begin()]
         if delta.finish_reason is not None:
             self._choice.finish_reason = delta.finish_reason
-        logprobs = _logprobs(delta.logprobs)
+        if delta.logprobs:
+            self._untold += _logprobs(delta.logprobs)
         for part in delta.parts or ((delta.text,) if delta.text else ()):
             if self._item is None or self._item.kind != kind_of(part):
                 events.append(self._close() + self._open(part))
             if text := text_of(part):
-                events.append(self._go_on(text, logprobs if isinstance(part, str) else []))
-                if isinstance(part, str):
-                    logprobs = []
+                events.append(self._go_on(text, self._take_logprobs() if isinstance(part, str) else []))
         return b"".join(events)
 
     def last(self) -> bytes:
@@ -147,6 +147,8 @@ class ResponseRenderer:
             return b""
         assert self._choice.parts is not None
         is_cut = self._choice.finish_reason in _INCOMPLETE
+        if item.kind is str:
+            item.logprobs += self._take_logprobs()
         whole = item.whole()
         body = _item(whole, item.id, "incomplete" if is_cut else "completed", item.logprobs)
         self._output.append(body)
@@ -155,6 +157,10 @@ class ResponseRenderer:
         if item.empty_content() is not None:
             events += self._event("response.content_part.done", item.place | {"part": body["content"][0]})
         return events + self._event("response.output_item.done", {"output_index": item.index, "item": body})
+
+    def _take_logprobs(self) -> list[JsonObject]:
+        logprobs, self._untold = self._untold, []
+        return logprobs
 
     def _event(self, name: str, fields: JsonObject) -> bytes:
         self._sequence_number += 1

@@ -6,6 +6,7 @@ of a millisecond, as the file is in the page cache and never synced: what a cras
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -20,7 +21,9 @@ INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
 CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON responses BEGIN UPDATE total SET size = size + new.size; END;
 CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON responses BEGIN UPDATE total SET size = size - old.size; END;
 """
-_BUSY_TIMEOUT_S = 1
+_BUSY_TIMEOUT_S = 0.2  # the event loop waits as long for a file that others write
+
+log = logging.getLogger("dynamo.http")
 
 
 class StoredResponse(Struct, frozen=True):
@@ -41,10 +44,20 @@ class ResponseStore:
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;" + _SCHEMA)
 
     def put(self, id: str, stored: StoredResponse) -> bool:
-        """False: too large to be kept. Raises sqlite3.Error."""
+        """False: it is not kept, as it is too large, or as the file cannot be written, which is logged."""
         size = len(stored.messages) + len(stored.response)
         if size > self._max_bytes // 4:
             return False
+        try:
+            self._insert(id, stored, size)
+        except (
+            sqlite3.Error
+        ) as error:  # a full disk, or others that write all the time: the answer is told all the same
+            log.warning("the response %s is not stored: %s", id, error)
+            return False
+        return True
+
+    def _insert(self, id: str, stored: StoredResponse, size: int) -> None:
         with self._database as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute(
@@ -53,7 +66,6 @@ class ResponseStore:
             )
             while self.num_bytes > self._max_bytes:
                 database.execute("DELETE FROM responses WHERE number = (SELECT min(number) FROM responses)")
-        return True
 
     def get(self, id: str) -> StoredResponse | None:
         row = self._database.execute("SELECT messages, response FROM responses WHERE id = ?", (id,)).fetchone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,21 @@ def test_a_streamed_response_is_the_whole_one() -> None:
     assert Response.model_validate(events[-1]["response"]).output == whole.output
 
 
+def test_logprobs_of_a_stream_are_told_once_whatever_text_is_held_back() -> None:
+    a, b, c, d = (TokenLogprob(token, -0.5, [97]) for token in "abcd")
+    deltas = [
+        Delta(0, "", 1, logprobs=[a]),
+        Delta(0, "ab", 1, logprobs=[b]),
+        Delta(0, "", 1, logprobs=[c]),
+        Delta(0, "", 1, "stop", logprobs=[d]),
+    ]
+    events = stream_of(deltas)
+    told = [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"]
+    assert [[token["token"] for token in tokens] for tokens in told] == [["a", "b"]]
+    whole = unary(Choice(0, ["ab"], "stop", None, [a, b, c, d]), stream=True)
+    assert Response.model_validate(events[-1]["response"]).output == whole.output
+
+
 def test_a_stream_that_fails_says_so() -> None:
     events = stream_of(DELTAS[:2], Overloaded("Too much."))
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
@@ -278,6 +294,16 @@ def test_the_oldest_make_room(store: ResponseStore) -> None:
         assert store.put(f"resp_{number}", StoredResponse(b"x" * 500, b"y" * 500))
     assert [store.get(f"resp_{number}") is not None for number in range(10)] == [False] * 6 + [True] * 4
     assert store.num_bytes == 4000
+
+
+def test_what_cannot_be_written_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ResponseStore(tmp_path / "responses.sqlite", 4096)
+    writer = sqlite3.connect(tmp_path / "responses.sqlite", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert not store.put("resp_1", StoredResponse(b"[]", b"{}"))
+    assert "the response resp_1 is not stored: database is locked" in caplog.text
+    writer.execute("ROLLBACK")
+    assert store.put("resp_1", StoredResponse(b"[]", b"{}"))
 
 
 def test_what_is_too_large_is_not_kept(store: ResponseStore) -> None:
