@@ -23,9 +23,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from dynamo.frontend.anthropic import MESSAGES
+from dynamo.frontend.embedding_requests import EMBEDDINGS
 from dynamo.frontend.openai_compatibility import APIS, CHAT, COMPLETIONS, NVEXT, Api
 from dynamo.frontend.responses import RESPONSES
-from dynamo.shared.messages import Placed
+from dynamo.shared.messages import Place, Placed
 from tests.support.raw_worker import Call
 from tests.support.served_acceptor import DEMO_MODEL, MODEL, HttpAnswer
 from tests.support.stage import WORKER, Stage, open_stage
@@ -34,16 +35,18 @@ WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"t
 OPEN = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well"}]}
 OPEN_END = OPEN | {"add_generation_prompt": False}
 OFFERED = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
-TABLES = (*APIS, RESPONSES, MESSAGES)
+TABLES = (*APIS, EMBEDDINGS, RESPONSES, MESSAGES)
 PATHS = {
     CHAT: "/v1/chat/completions",
     COMPLETIONS: "/v1/completions",
+    EMBEDDINGS: "/v1/embeddings",
     RESPONSES: "/v1/responses",
     MESSAGES: "/v1/messages",
 }
 BASES: dict[Api, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
     COMPLETIONS: {"prompt": "hi there", "max_tokens": 9},
+    EMBEDDINGS: {"input": "hi there"},
     RESPONSES: {"input": "hi", "max_output_tokens": 9},
     MESSAGES: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
 }
@@ -57,6 +60,7 @@ TEMPLATE = "".join(f"{{{{ {name} }}}};" for name in VARIABLES) + (
 )
 
 
+ALL_TYPES = "Chat | Completions | Embedding"
 OPTIONS = {"trust_request_chat_template": True, "enable_anthropic_api": True, "responses_store_mb": 1}
 UNKNOWN_OF_RESPONSES = {"access_programs", "background_options", "image"}
 MADE_UP = re.compile(r'"(\w*id|\w*_at|created)":("(\w+[-_])?[0-9a-f-]{24,36}"|\d+)')
@@ -232,6 +236,7 @@ EXAMPLES: dict[Api, dict[str, Example]] = {
         "store": Example(False),
         "background": Example(True),
         "metadata": Example({"a": "b"}),
+        "client_metadata": Example({"turn_id": "t"}),
         "max_tool_calls": Example(3),
         "user": Example("somebody"),
         "service_tier": Example("flex"),
@@ -275,15 +280,28 @@ EXAMPLES: dict[Api, dict[str, Example]] = {
         "speed": Example("fast"),
         "diagnostics": Example({}),
     },
+    EMBEDDINGS: {
+        "model": Example("nobody"),
+        "input": Example("hello"),
+        "encoding_format": Example("base64"),
+        "dimensions": Example(2, "dimensions"),
+        "user": Example("u"),
+        "add_special_tokens": Example(False),
+        "truncate_prompt_tokens": Example(1),
+        "priority": Example(-3),
+        "cache_salt": Example("s"),
+        "nvext": Example({"annotations": ["a"]}),
+    },
 }
 
 
 class Seen(NamedTuple):
-    """What came of a request: the answer without what differs each time, and what the worker was told."""
+    """What came of a request: the answer without what differs each time, and what router and worker were told."""
 
     status: int
     answer: str
     told: list[dict[str, Any]]
+    hints: Any = None
 
 
 def rows(fate: str) -> list[Any]:
@@ -319,7 +337,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory, model: Path) -> AsyncIterator[Stage]:
-    async with open_stage(tmp_path_factory.mktemp("stage"), model, **OPTIONS) as stage:
+    async with open_stage(tmp_path_factory.mktemp("stage"), model, ALL_TYPES, **OPTIONS) as stage:
         stage.router.answer = lambda place: Placed(place.request_id, WORKER, "set", place.dp_rank or 0)
         yield stage
 
@@ -337,13 +355,23 @@ async def see(stage: Stage, route: Api, body: dict[str, Any]) -> Seen:
             break
         told.append(call.result().request)
         await _answer(call.result())
-    return _seen(await asked, told)
+    return _seen(await asked, told, _hints(stage))
+
+
+def _hints(stage: Stage) -> Any:
+    """Of the last placement."""
+    placed = [message for message in stage.router.heard if isinstance(message, Place)]
+    return placed[-1].hints if placed else None
 
 
 async def _answer(call: Call) -> None:
     call.ack()
     await call.call_home()
     call.prologue()
+    if "stop_conditions" not in call.request:
+        call.item(data={"embeddings": ["AACAPwAAAEA="], "prompt_tokens": 2, "total_tokens": 2})
+        call.complete()
+        return
     prompt_logprobs = [None, {"5": {"logprob": -0.5}}]
     tops = [[{"token_id": 300, "logprob": -0.5}, {"token_id": 301, "logprob": -1.5}]]
     call.tokens(300, log_probs=[-0.5], top_logprobs=tops, engine_data={"prompt_logprobs": prompt_logprobs})
@@ -352,11 +380,11 @@ async def _answer(call: Call) -> None:
     call.complete()
 
 
-def _seen(answer: HttpAnswer, told: list[dict[str, Any]]) -> Seen:
+def _seen(answer: HttpAnswer, told: list[dict[str, Any]], hints: Any) -> Seen:
     text = MADE_UP.sub(r'"\1":0', answer.body.decode())
     for request in told:
         request.get("extra_args", {}).get("nvext", {}).pop("extra_fields", None)
-    return Seen(answer.status, text, told)
+    return Seen(answer.status, text, told, hints)
 
 
 def at(told: Any, path: str) -> Any:

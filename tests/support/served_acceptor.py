@@ -73,11 +73,11 @@ async def serve(endpoint: str, directory: Path, **options: Any) -> AsyncIterator
         await acceptor.drain()
 
 
-def demo_set(members: list[int], model: Path = DEMO_MODEL) -> WorkerSet:
+def demo_set(members: list[int], model: Path = DEMO_MODEL, model_type: str = "Chat | Completions") -> WorkerSet:
     """Workers of the bundled demo model, or of one with such files in another directory."""
     card = {
         "display_name": MODEL,
-        "model_type": "Chat | Completions",
+        "model_type": model_type,
         "tokenizer": {"hf_tokenizer_json": _file(model, "tokenizer.json")},
         "prompt_formatter": {"hf_tokenizer_config_json": _file(model, "tokenizer_config.json")},
         "gen_config": {"hf_generation_config_json": _file(model, "generation_config.json")},

@@ -41,11 +41,13 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(directory: Path, model: Path = DEMO_MODEL, **options: Any) -> AsyncIterator[Stage]:
+async def open_stage(
+    directory: Path, model: Path = DEMO_MODEL, model_type: str = "Chat | Completions", **options: Any
+) -> AsyncIterator[Stage]:
     """The router places everything at the worker, until told otherwise. `options` are fields of FrontendConfig."""
     endpoint = f"ipc://{directory}/router.sock"
     async with raw_worker() as worker:
-        router = ScriptedRouter(endpoint, [worker()], [demo_set([WORKER], model)])
+        router = ScriptedRouter(endpoint, [worker()], [demo_set([WORKER], model, model_type)])
         router.answer = lambda place: Placed(place.request_id, WORKER, "set", 0)
         async with serve(endpoint, directory, **options) as acceptor:
             yield Stage(acceptor, router, worker)
