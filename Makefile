@@ -10,7 +10,7 @@ PIP_COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --all
 
 export DYNAMO_ORACLE_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
 
-.PHONY: install run test interop bench bench-routing lint types docs format lock clean
+.PHONY: install run test fuzz interop bench bench-routing lint types docs format lock clean
 
 install: $(VENV)/installed
 
@@ -43,6 +43,11 @@ run: install
 
 test: install $(NODE_TESTS)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest --ignore=tests/interop $(ARGS)
+
+# As many examples of each target as FUZZ_EXAMPLES says, other ones each time.
+fuzz: export FUZZ_EXAMPLES ?= 20000
+fuzz: install
+	$(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 interop: install $(DYNAMO_ORACLE_PYTHON)
 	$(BIN)/python -m pytest tests/interop $(ARGS)
