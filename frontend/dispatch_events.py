@@ -82,7 +82,7 @@ class _ChoiceEvents:
             return events + self._close_call()
         if part.name is not None:
             events += self._close_call()
-            self._call = part if self._dispatches.calls else None
+            self._call, self._arguments = part if self._dispatches.calls else None, []
         if self._call is not None:
             self._arguments.append(part.arguments)
         return events
@@ -94,10 +94,11 @@ class _ChoiceEvents:
         return _event(b"reasoning_dispatch", {"index": self._index, "reasoning_content": thought})
 
     def _close_call(self) -> bytes:
+        """Stray content may stand in a call whose arguments are still to come."""
         call, arguments = self._call, "".join(self._arguments)
-        self._call, self._arguments = None, []
         if call is None or not _is_json(arguments):
             return b""
+        self._call = None
         function = {"name": call.name, "arguments": arguments}
         told = {"index": call.index, "id": call.id, "type": "function", "function": function}
         return _event(b"tool_call_dispatch", {"choice_index": self._index, "tool_call": told})

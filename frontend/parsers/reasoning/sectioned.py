@@ -10,6 +10,8 @@ from dynamo.frontend.parsers.marker import Markers
 from dynamo.frontend.parsers.marker_reader import MarkerReader
 from dynamo.frontend.parsers.parts import Part, Reasoning
 
+MAX_HEADER = 1_000  # characters
+
 
 class SectionFormat:
     """Immutable, made once per family. `thought` begins a section of thought, `neutral` one of content, or ends one;
@@ -23,21 +25,22 @@ class SectionFormat:
 
 
 class SectionedReasoning(MarkerReader):
-    __slots__ = ("_format",)
+    __slots__ = ("_first_header", "_format")
 
     def __init__(self, form: SectionFormat, context: ReasoningContext) -> None:
         prompt_end = context.prompt_end.rstrip()
         is_thinking = prompt_end.endswith(form.thought)
         super().__init__(SectionedReasoning._in_text, form.markers, Reasoning if is_thinking else str)
         self._format = form
+        self._first_header = ""
         if form.header and prompt_end.endswith(form.header):
-            self._state = SectionedReasoning._in_header
+            self._state = SectionedReasoning._in_first_header
 
     def flush(self) -> list[Part]:
         parts: list[Part] = []
         held, self._held = self._held, ""
         if self._state is not SectionedReasoning._in_header:
-            self._add(held, parts)
+            self._add(self._first_header + held, parts)
         return parts
 
     def _in_text(self, text: str, parts: list[Part]) -> str:
@@ -45,6 +48,20 @@ class SectionedReasoning(MarkerReader):
         self._add(before, parts)
         if marker:
             self._begin_section(marker, parts)
+        return rest
+
+    def _in_first_header(self, text: str, parts: list[Part]) -> str:
+        """The prompt has begun it. What has no marker, or one that comes too late, is an answer and no header."""
+        before, marker, rest = self._split(text)
+        self._first_header += before
+        if len(self._first_header) <= MAX_HEADER and not marker:
+            return rest
+        if len(self._first_header) > MAX_HEADER:
+            self._add(self._first_header, parts)
+            self._state, rest = SectionedReasoning._in_text, marker + rest
+        else:
+            self._begin_section(marker, parts)
+        self._first_header = ""
         return rest
 
     def _in_header(self, text: str, parts: list[Part]) -> str:

@@ -75,6 +75,12 @@ def test_the_prompt_may_begin_the_thought(family: str, prompt_end: str, text: st
     check_golden(lambda: parser(family, prompt_end), golden("", text, "b", reasoning="a"))
 
 
+@pytest.mark.parametrize("text", ["plain", "plain <|content", "{}" * 1000, f"{'x' * 1001}{OVER}"])
+def test_an_answer_without_sections_is_content(text: str) -> None:
+    content = text.removesuffix(OVER)
+    check_golden(lambda: parser("inkling", "<|message_model|>"), golden("", text, content))
+
+
 PIECES = [THINK, THOUGHT, RESPONSE, TOOLS, TEXT, THINKING, OVER, INVOKE, SELF, USER, NEXT, "<|", " ", "a"]
 
 
