@@ -66,12 +66,18 @@ def _explain_value(report: str, body: bytes, kind: Any) -> InvalidRequest:
 
 def _explain_type(report: str, body: bytes, path: str, expected: str) -> InvalidRequest:
     code: InvalidCode = "invalid_type" if ", got `" in report else "out_of_range"
-    if report.startswith("Invalid enum value"):
+    if report.startswith(("Invalid enum value", "Invalid value")):
         code = "invalid_value"
     param = _param(path)
     given, value = _value_at(body, path)
     got = f", not {shown(value)}" if given else ""
-    return InvalidRequest(f"{param or 'The body'} must be {expected}{got}.", param or None, code)
+    return InvalidRequest(f"{_subject(path)} must be {expected}{got}.", param or None, code)
+
+
+def _subject(path: str) -> str:
+    """The path of a value in a map does not tell its key."""
+    param = _param(path) or "The body"
+    return f"Each value of {param}" if path.endswith("[...]") else param
 
 
 def unsupported(param: str, known: list[str]) -> InvalidRequest:
@@ -94,16 +100,29 @@ def _at(node: inspect.Type, path: str) -> tuple[str, list[str]]:
 
 
 def _child(node: inspect.Type, step: re.Match[str]) -> inspect.Type:
-    for alternative in _alternatives(node):
-        if step["name"]:
-            for field in _fields(alternative):
-                if field.encode_name == step["name"]:
-                    return field.type
-        elif step["index"] and isinstance(alternative, inspect.ListType):
-            return alternative.item_type
-        elif step["any"] and isinstance(alternative, inspect.DictType):
-            return alternative.value_type
-    return inspect.AnyType()
+    if tags := _tags(node, step["name"]):
+        return inspect.LiteralType(tags)
+    found = [child for one in _alternatives(node) for child in _children(one, step)]
+    return inspect.UnionType(tuple(found)) if found else inspect.AnyType()
+
+
+def _children(node: inspect.Type, step: re.Match[str]) -> list[inspect.Type]:
+    match node:
+        case inspect.StructType():
+            types = [field.type for field in node.fields if field.encode_name == step["name"]]
+        case inspect.ListType():
+            types = [node.item_type] if step["index"] else []
+        case inspect.DictType():
+            types = [node.value_type] if step["any"] else []
+        case _:
+            types = []
+    return [each for one in types for each in _alternatives(one)]
+
+
+def _tags(node: inspect.Type, field: str | None) -> tuple[str, ...]:
+    """What `field` may say if it is the one that tells objects of different types apart."""
+    structs = [one for one in _alternatives(node) if isinstance(one, inspect.StructType)]
+    return tuple(str(one.tag) for one in structs if field and one.tag_field == field)
 
 
 def _fields(node: inspect.Type) -> tuple[inspect.Field, ...]:
@@ -118,7 +137,7 @@ def _alternatives(node: inspect.Type) -> list[inspect.Type]:
 
 
 def _describe(node: inspect.Type) -> str:
-    return " or ".join(_describe_one(one) for one in _alternatives(node))
+    return " or ".join(dict.fromkeys(_describe_one(one) for one in _alternatives(node)))
 
 
 def _describe_one(node: inspect.Type) -> str:

@@ -165,6 +165,20 @@ def test_what_cannot_be_done_is_refused_by_name(fields: Any, param: str) -> None
     assert refused.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({"type": "sculpture"}, "messages[0].content[0].type must be one of text, "),
+        ({"type": "document", "source": {"type": "x"}}, "messages[0].content[0].source.type must be one of text, "),
+    ],
+)
+def test_a_block_of_an_unknown_type_is_told_the_known_ones(block: Any, expected: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(messages=[{"role": "user", "content": [block]}])
+    assert refused.value.message.startswith(expected)
+    assert refused.value.code == "invalid_value"
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
