@@ -1,10 +1,15 @@
 """`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults,
 docs/metrics.md from the metrics that processes register, docs/openai-compatibility.md from the tables that requests are
-checked by, and docs/errors.md from the classes of errors."""
+checked by, docs/errors.md from the classes of errors, and docs/parser-names.md from the parsers' own words."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 from dynamo.frontend.anthropic import MESSAGES
@@ -12,6 +17,12 @@ from dynamo.frontend.config import FrontendConfig
 from dynamo.frontend.embedding_requests import EMBEDDINGS
 from dynamo.frontend.metric_families import Families
 from dynamo.frontend.openai_compatibility import APIS, OPENAI_API, Api
+from dynamo.frontend.parsers import reasoning, tools
+from dynamo.frontend.parsers.reasoning import REASONING_PARSERS, delimited
+from dynamo.frontend.parsers.reasoning.delimited import DelimitedFormat
+from dynamo.frontend.parsers.reasoning.delimited_families import DELIMITED_FAMILIES
+from dynamo.frontend.parsers.reasoning.start import Start
+from dynamo.frontend.parsers.tools import TOOL_PARSERS
 from dynamo.frontend.responses import RESPONSES
 from dynamo.router.config import RouterConfig
 from dynamo.router.metrics import RouterMetrics
@@ -58,8 +69,7 @@ ABOUT_COMPATIBILITY = f"""# What becomes of each field of a request
 Written by `make docs` from the tables that requests are checked by; do not edit.
 
 OpenAI's API is meant as of {OPENAI_API}; beside it stand the fields of
-Dynamo 1.6.1 and those that vLLM adds, and Anthropic's API. A test sends each field and looks for what its row says,
-but for those of embeddings.
+Dynamo 1.6.1 and those that vLLM adds, and Anthropic's API. A test sends each field and looks for what its row says.
 
 - *honoured*: this gateway does it, or what it takes to have it done.
 - *forwarded*: the worker is told; its engine does it or not.
@@ -95,6 +105,19 @@ the request's id. Where *retry* says so, the same request may be sent again, aft
 | Code | Status | Retry | OpenAI's type | Anthropic's type | gRPC | Meaning |
 |---|---|---|---|---|---|---|
 """
+ABOUT_PARSERS = """# Parsers by name
+
+Written by `make docs` from the parsers; do not edit. [Parsers](parsers.md) says how a model gets one.
+"""
+ABOUT_DELIMITED = """
+The last three columns say how an answer starts where the prompt does not show it: if the request says nothing of
+thinking, asks for it, or asks for none. *thought*: all is thought up to the closing marker; *marked*: thought begins
+with the opening marker; *content*: there is no thought, whatever stands there.
+
+| Names | Opens | Closes | Unsaid | Asked for | Not asked for |
+|---|---|---|---|---|---|
+"""
+STARTS = {Start.THINKING: "thought", Start.LOOKING: "marked", Start.OFF: "content"}
 PREFIX = "dynamo_frontend"
 
 
@@ -105,6 +128,7 @@ def documents() -> dict[str, str]:
         "metrics.md": _metrics(),
         "openai-compatibility.md": _compatibility(),
         "errors.md": _errors(),
+        "parser-names.md": _parsers(),
     }
 
 
@@ -186,6 +210,56 @@ def _error(entry: Entry) -> str:
     retry = "yes" if entry.is_retryable else ""
     kinds = f"`{names.openai}` | `{names.anthropic}` | `{names.grpc}`"
     return f"| `{entry.code}` | {entry.status} | {retry} | {kinds} | {entry.meaning} |\n"
+
+
+# ---- parsers
+
+
+def _parsers() -> str:
+    calls = "".join(_formats(tools, TOOL_PARSERS))
+    others = {name: parser for name, parser in REASONING_PARSERS.items() if name not in DELIMITED_FAMILIES}
+    thought = f"\n{_about(delimited)}{ABOUT_DELIMITED}{_delimited()}" + "".join(_formats(reasoning, others))
+    return f"{ABOUT_PARSERS}\n## Tool calls\n{calls}\n## Reasoning\n{thought}"
+
+
+def _formats(package: ModuleType, parsers: Mapping[str, Any]) -> Iterator[str]:
+    """What each module says of itself, under the names of its parsers."""
+    undescribed = set(parsers)
+    for info in iter_modules(package.__path__):
+        module = import_module(f"{package.__name__}.{info.name}")
+        values = [each for value in vars(module).values() for each in _flat(value)]
+        names = [name for name in sorted(undescribed) if any(parsers[name] is each for each in values)]
+        undescribed.difference_update(names)
+        if names:
+            yield f"\n### {_code(names)}\n\n{_about(module)}"
+    assert not undescribed, undescribed
+
+
+def _about(module: ModuleType) -> str:
+    return cleandoc(module.__doc__ or "") + "\n"
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def _delimited() -> str:
+    names: dict[int, list[str]] = {}
+    for name, factory in sorted(DELIMITED_FAMILIES.items()):
+        names.setdefault(id(factory), []).append(name)
+    return "".join(_delimited_row(aliases) for aliases in names.values())
+
+
+def _delimited_row(names: list[str]) -> str:
+    factory: Any = DELIMITED_FAMILIES[names[0]]
+    form: DelimitedFormat = factory.args[0]
+    rule = form.rule
+    starts = " | ".join(STARTS[each] for each in (rule.unsaid, rule.wanted, rule.unwanted))
+    return f"| {_code(names)} | {_code(form.openers)} | {_code(form.closers)} | {starts} |\n"
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names).replace("|", "\\|")
 
 
 if __name__ == "__main__":
