@@ -18,6 +18,7 @@ from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, 
 from dynamo.frontend.openai_diagnosis import explain
 from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.openai_rules import check_chat
+from dynamo.frontend.parsers.message import ToolCallDelta
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.prepared import Prepared
 from dynamo.frontend.renderer import Renderer
@@ -31,6 +32,7 @@ from dynamo.frontend.responses_conversion import (
 )
 from dynamo.frontend.responses_requests import ResponsesPrompt, ResponsesRequest
 from dynamo.frontend.responses_store import ResponseStore, StoredResponse
+from dynamo.frontend.responses_tools import special_tools
 from dynamo.frontend.routing_headers import RoutingHeaders
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
 from dynamo.shared.errors import ResponseNotFound, UnsupportedFeature
@@ -40,12 +42,16 @@ ROUTE = "/v1/responses"
 _OF_PROMPT: dict[str, Row] = {
     "model": honoured("Any name that `/v1/models` lists."),
     "input": honoured(
-        "A string, or messages, reasoning, function calls and their outputs; output items of past responses as they "
-        "came. Pictures and files are refused."
+        "A string, or messages, reasoning, calls of tools and their outputs; output items of past responses as they "
+        "came. `additional_tools` and `tool_search_output` bring tools along. Pictures and files are refused."
     ),
     "instructions": honoured("The system message of this turn."),
-    "tools": honoured("Functions; tools that OpenAI's servers run are not offered to the model."),
-    "tool_choice": honoured("`none`, `auto`, `required`, a function, or `allowed_tools` of them."),
+    "tools": honoured(
+        "Functions, custom tools, namespaces of both, and a `tool_search` that the client does. All are functions to "
+        "the model, one of a namespace as `namespace__name`, and their calls come as the items the client expects. A "
+        "custom tool's grammar is described, not enforced. Tools that OpenAI's servers run are not offered."
+    ),
+    "tool_choice": honoured("`none`, `auto`, `required`, a function or custom tool, or `allowed_tools` of them."),
     "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
     "reasoning": honoured("`effort` is for the template. Reasoning is told as it is, never as a summary."),
     "text": forwarded("`format` guides the output; `verbosity` is for the template."),
@@ -65,6 +71,7 @@ _OF_ANSWER: dict[str, Row] = {
     "store": honoured("On by default where there is a store; the response says whether it was stored."),
     "background": refused("With a 501. Ask for a stream, and read it at leisure.", False),
     "metadata": honoured("Told again in the response."),
+    "client_metadata": no_effect("Codex notes here which of its turns this is."),
     "max_tool_calls": no_effect("It counts calls of tools that nobody here runs."),
     "user": no_effect("Not interpreted."),
     "service_tier": no_effect("There is one tier."),
@@ -116,7 +123,8 @@ class ResponsesMouth:
     def renderer(
         self, request: ResponsesRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
     ) -> Renderer:
-        return ResponseRenderer(self._object(request, record, created), record, partial(self._keep, request))
+        response = self._object(request, record, created)
+        return ResponseRenderer(response, record, partial(self._keep, request), special_tools(request))
 
     def body(
         self,
@@ -127,7 +135,8 @@ class ResponsesMouth:
         nvext: JsonObject | None,
     ) -> bytes:
         choice = choices[0]
-        response = self._object(request, record, created).ended(output_items(record, choice), choice.finish_reason)
+        output = output_items(record, choice, special_tools(request))
+        response = self._object(request, record, created).ended(output, choice.finish_reason)
         if choice.parts is not None:
             self._keep(request, response, choice)
         return encode(response | ({"nvext": nvext} if nvext else {}))
@@ -165,8 +174,7 @@ class ResponsesMouth:
         """Before the client is told: it may go on from here at once."""
         if self._store is None or not self._stores(request):
             return
-        calls = [item for item in response["output"] if item["type"] == "function_call"]
-        answer = message_of_answer(choice.text or "", choice.reasoning, [_call(item) for item in calls])
+        answer = message_of_answer(choice.text or "", choice.reasoning, [_call(call) for call in choice.calls])
         messages = encode_messages([*request.__dict__["conversation"], answer])
         if not self._store.put(response["id"], StoredResponse(messages, encode(response))):
             response["store"] = False
@@ -198,6 +206,5 @@ class StoredResponses:
         exchange.respond(200, JSON + headers, encode({"id": id, "object": "response", "deleted": True}))
 
 
-def _call(item: JsonObject) -> JsonObject:
-    function = {"name": item["name"], "arguments": item["arguments"] or "{}"}
-    return {"id": item["call_id"], "type": "function", "function": function}
+def _call(call: ToolCallDelta) -> JsonObject:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

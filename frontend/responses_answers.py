@@ -14,6 +14,7 @@ from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta, kind_of,
 from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.frontend.postprocess import Delta
 from dynamo.frontend.responses_requests import ResponsesRequest
+from dynamo.frontend.responses_tools import TOOL_SEARCH, OfferedTool, SpecialTools, call_item, custom_input
 from dynamo.shared.errors import DynamoError, Overloaded
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -21,6 +22,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 encode = msgspec.json.Encoder().encode
 OnEnd = Callable[[JsonObject, Choice], None]
 """Called with the whole response, and what was generated, before the client is told of its end."""
+_NONE: SpecialTools = {}
 
 
 class ResponseObject:
@@ -63,7 +65,7 @@ def response_id(record: RequestRecord) -> str:
     return f"resp_{record.request_id}"
 
 
-def output_items(record: RequestRecord, choice: Choice) -> list[JsonObject]:
+def output_items(record: RequestRecord, choice: Choice, special: SpecialTools) -> list[JsonObject]:
     """Of a whole answer. Only the last item can be incomplete. Logprobs are told with the first text."""
     parts = choice.parts or []
     status = "incomplete" if choice.finish_reason in _INCOMPLETE else "completed"
@@ -71,7 +73,9 @@ def output_items(record: RequestRecord, choice: Choice) -> list[JsonObject]:
     items = []
     for index, part in enumerate(parts):
         told = logprobs if isinstance(part, str) else []
-        items.append(_item(part, _item_id(record, part, index), status if part is parts[-1] else "completed", told))
+        ended = status if part is parts[-1] else "completed"
+        tool = _tool(part, special)
+        items.append(_item(part, _item_id(record, part, index, tool), ended, told, tool))
         if isinstance(part, str):
             logprobs = []
     return items
@@ -80,10 +84,13 @@ def output_items(record: RequestRecord, choice: Choice) -> list[JsonObject]:
 class ResponseRenderer:
     """Events of one response. An item ends when a part of another kind, or another call, begins."""
 
-    def __init__(self, response: ResponseObject, record: RequestRecord, on_end: OnEnd) -> None:
+    def __init__(
+        self, response: ResponseObject, record: RequestRecord, on_end: OnEnd, special: SpecialTools = _NONE
+    ) -> None:
         self._response = response
         self._record = record
         self._on_end = on_end
+        self._special = special
         self._sequence_number = -1
         self._choice = Choice(0, [])
         self._output: list[JsonObject] = []
@@ -127,7 +134,9 @@ class ResponseRenderer:
     def _open(self, part: MessagePart) -> bytes:
         assert self._choice.parts is not None
         index = len(self._output)
-        item = self._item = _OpenItem(part, _item_id(self._record, part, index), index)
+        tool = _tool(part, self._special)
+        id = _item_id(self._record, part, index, tool)
+        item = self._item = _OpenItem(part, id, index) if tool is None else _OpenSpecialCall(part, id, index, tool)
         added = self._event("response.output_item.added", {"output_index": index, "item": item.empty()})
         if (content := item.empty_content()) is None:
             return added
@@ -137,6 +146,8 @@ class ResponseRenderer:
         item = self._item
         assert item is not None
         item.add(text, logprobs)
+        if not item.streams:
+            return b""
         self._sequence_number += 1
         told = b',"logprobs":' + encode(logprobs) if item.kind is str else b""
         return b'%b%b%b,"sequence_number":%d}\n\n' % (item.delta_head, encode(text), told, self._sequence_number)
@@ -150,10 +161,10 @@ class ResponseRenderer:
         if item.kind is str:
             item.logprobs += self._take_logprobs()
         whole = item.whole()
-        body = _item(whole, item.id, "incomplete" if is_cut else "completed", item.logprobs)
+        body = _item(whole, item.id, "incomplete" if is_cut else "completed", item.logprobs, item.tool)
         self._output.append(body)
         self._choice.parts.append(whole)
-        events = self._event(f"{item.name}.done", item.place | item.done())
+        events = b"".join(self._event(f"{item.name}.{stage}", item.place | fields) for stage, fields in item.ending())
         if item.empty_content() is not None:
             events += self._event("response.content_part.done", item.place | {"part": body["content"][0]})
         return events + self._event("response.output_item.done", {"output_index": item.index, "item": body})
@@ -169,7 +180,11 @@ class ResponseRenderer:
 
 
 class _OpenItem:
-    """The item that is being generated. `place` says where it is, in every event about it."""
+    """The item that is being generated. `place` says where it is, in every event about it. Of an item that `streams`
+    not, the client hears when it is whole."""
+
+    streams = True
+    tool: OfferedTool | None = None
 
     def __init__(self, part: MessagePart, id: str, index: int) -> None:
         self.kind = kind_of(part)
@@ -196,19 +211,42 @@ class _OpenItem:
             return ToolCallDelta(part.index, part.id, part.name, text)
         return Reasoning(text) if isinstance(part, Reasoning) else text
 
-    def done(self) -> JsonObject:
+    def ending(self) -> list[tuple[str, JsonObject]]:
+        """Events between the last delta and the whole item: what follows their name, and their fields."""
         text = "".join(self._texts)
         if isinstance(self._part, ToolCallDelta):
-            return {"name": self._part.name, "arguments": text}
-        return {"text": text, "logprobs": self.logprobs} if isinstance(self._part, str) else {"text": text}
+            return [("done", {"name": self._part.name, "arguments": text})]
+        return [("done", {"text": text, "logprobs": self.logprobs} if isinstance(self._part, str) else {"text": text})]
 
     def empty(self) -> JsonObject:
         if isinstance(self._part, ToolCallDelta):
-            return _item(ToolCallDelta(0, self._part.id, self._part.name), self.id, "in_progress", [])
+            begun = ToolCallDelta(0, self._part.id, self._part.name)
+            return _item(begun, self.id, "in_progress", [], self.tool)
         return _item(type(self._part)(""), self.id, "in_progress", []) | {"content": []}
 
     def empty_content(self) -> JsonObject | None:
         return None if isinstance(self._part, ToolCallDelta) else _content(type(self._part)(""), [])
+
+
+class _OpenSpecialCall(_OpenItem):
+    """A call of a tool that is a function for the model alone."""
+
+    def __init__(self, part: MessagePart, id: str, index: int, tool: OfferedTool) -> None:
+        super().__init__(part, id, index)
+        self.tool = tool
+        self.streams = tool.type == "function"
+        if tool.type == "custom":
+            self.name = "response.custom_tool_call_input"
+
+    def ending(self) -> list[tuple[str, JsonObject]]:
+        assert self.tool is not None
+        text = "".join(self._texts)
+        if self.tool.type == TOOL_SEARCH:
+            return []
+        if self.tool.type == "function":
+            return [("done", {"name": self.tool.name, "arguments": text})]
+        told = custom_input(text)
+        return [("delta", {"delta": told}), ("done", {"input": told})]
 
 
 _EVENTS = {
@@ -219,14 +257,23 @@ _EVENTS = {
 _ID_PREFIXES = {str: "msg", Reasoning: "rs", ToolCallDelta: "fc"}
 
 
-def _item_id(record: RequestRecord, part: MessagePart, index: int) -> str:
-    return f"{_ID_PREFIXES[type(part)]}_{record.request_id}_{index}"
+_SPECIAL_ID_PREFIXES = {"function": "fc", "custom": "ctc", TOOL_SEARCH: "tsc"}
 
 
-def _item(part: MessagePart, id: str, status: str, logprobs: list[JsonObject]) -> JsonObject:
+def _tool(part: MessagePart, special: SpecialTools) -> OfferedTool | None:
+    return special.get(part.name or "") if special and isinstance(part, ToolCallDelta) else None
+
+
+def _item_id(record: RequestRecord, part: MessagePart, index: int, tool: OfferedTool | None) -> str:
+    prefix = _ID_PREFIXES[type(part)] if tool is None else _SPECIAL_ID_PREFIXES[tool.type]
+    return f"{prefix}_{record.request_id}_{index}"
+
+
+def _item(
+    part: MessagePart, id: str, status: str, logprobs: list[JsonObject], tool: OfferedTool | None = None
+) -> JsonObject:
     if isinstance(part, ToolCallDelta):
-        call = {"call_id": part.id, "name": part.name, "arguments": part.arguments}
-        return {"type": "function_call", "id": id, **call, "status": status}
+        return call_item(part, tool, id, status)
     content = [_content(part, logprobs)]
     if isinstance(part, Reasoning):
         return {"type": "reasoning", "id": id, "summary": [], "content": content, "status": status}

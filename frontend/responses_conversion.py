@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,12 +11,22 @@ from dynamo.frontend.guided_types import JsonSchemaFormat, ResponseFormat
 from dynamo.frontend.openai_messages import shown, wrong_type
 from dynamo.frontend.openai_requests import ChatCompletionRequest, JsonObject
 from dynamo.frontend.responses_requests import Format, Input, ResponsesPrompt, ResponsesRequest
+from dynamo.frontend.responses_tools import (
+    TOOL_LISTS,
+    TOOL_SEARCH,
+    custom_arguments,
+    found_names,
+    function_name,
+    offered_tools,
+)
 from dynamo.shared.errors import InvalidRequest
-
-log = logging.getLogger("dynamo.http")
 
 ROLES = ("user", "system", "developer", "assistant")
 HOSTED_RESULTS = ("item_reference", "compaction", "web_search_call", "file_search_call", "image_generation_call")
+_CALLS = ("function_call", "custom_tool_call", "tool_search_call")
+_RESULTS = ("function_call_output", "custom_tool_call_output", "tool_search_output")
+
+_encode = msgspec.json.Encoder().encode
 
 
 def chat_of(request: ResponsesRequest, past: Iterable[JsonObject] = ()) -> ChatCompletionRequest:
@@ -80,14 +89,16 @@ def _add(messages: list[JsonObject], item: JsonObject, path: str) -> None:
         if text := _reasoning_text(item, path):
             turn = _turn(messages)
             turn["reasoning_content"] = turn.get("reasoning_content", "") + text
-    elif kind == "function_call":
+    elif kind in _CALLS:
         _turn(messages).setdefault("tool_calls", []).append(_call(item, path))
-    elif kind == "function_call_output":
-        output = _text(item.get("output"), f"{path}.output")
-        messages.append({"role": "tool", "tool_call_id": _string(item, "call_id", path), "content": output})
-    else:
+    elif kind in _RESULTS:
+        messages.append(
+            {"role": "tool", "tool_call_id": _string(item, "call_id", path), "content": _result(item, path)}
+        )
+    elif kind not in TOOL_LISTS:
         raise InvalidRequest(
-            f"{path}.type is {shown(kind)}; an item is a message, reasoning, function_call or function_call_output.",
+            f"{path}.type is {shown(kind)}; an item is a message, reasoning, a call of a function, a custom tool or a "
+            "tool search, or the output of one.",
             f"{path}.type",
             "unsupported_content" if kind in HOSTED_RESULTS else "invalid_value",
         )
@@ -115,8 +126,21 @@ def _turn(messages: list[JsonObject]) -> JsonObject:
 
 
 def _call(item: JsonObject, path: str) -> JsonObject:
-    function = {"name": _string(item, "name", path), "arguments": _string(item, "arguments", path) or "{}"}
+    kind = item["type"]
+    if kind == "tool_search_call":
+        name, arguments = TOOL_SEARCH, _encode(item.get("arguments") or {}).decode()
+    else:
+        name = function_name(_string(item, "name", path), item.get("namespace"))
+        is_custom = kind == "custom_tool_call"
+        arguments = custom_arguments(_string(item, "input", path)) if is_custom else _string(item, "arguments", path)
+    function = {"name": name, "arguments": arguments or "{}"}
     return {"id": _string(item, "call_id", path), "type": "function", "function": function}
+
+
+def _result(item: JsonObject, path: str) -> str:
+    if item["type"] == "tool_search_output":
+        return found_names(item, path)
+    return _text(item.get("output"), f"{path}.output")
 
 
 def _reasoning_text(item: JsonObject, path: str) -> str:
@@ -165,16 +189,11 @@ def _string(container: JsonObject, name: str, path: str) -> str:
 
 
 def _tools(request: ResponsesPrompt) -> Iterator[JsonObject]:
-    """Functions. A tool that OpenAI's servers would run is not offered to the model, as no tool that is offered has to
-    be used; agents list them for every model they talk to."""
+    """Functions of the chat; see `responses_tools` for what becomes one."""
     allowed = _allowed(request.tool_choice)
-    for index, tool in enumerate(request.tools or ()):
-        kind = tool.get("type")
-        if kind != "function":
-            log.info("the tool tools[%d] of type %s is not offered: nobody here runs it", index, shown(kind))
-        elif allowed is None or (isinstance(name := tool.get("name"), str) and name in allowed):
-            function = {name: value for name, value in tool.items() if name != "type" and value is not None}
-            yield {"type": "function", "function": function}
+    for tool in offered_tools(request):
+        if allowed is None or (isinstance(tool.name, str) and tool.name in allowed):
+            yield {"type": "function", "function": tool.function}
 
 
 def _allowed(tool_choice: str | JsonObject | None) -> set[str] | None:
@@ -193,13 +212,16 @@ def _tool_choice(choice: str | JsonObject | None) -> str | JsonObject | None:
     if choice.get("type") == "allowed_tools":
         mode = choice.get("mode", "auto")
         return mode if isinstance(mode, str) else "auto"
-    if choice.get("type") != "function":
+    if choice.get("type") not in ("function", "custom"):
         raise InvalidRequest(
             f"tool_choice is of type {shown(choice.get('type'))}; only functions can be called here.",
             "tool_choice.type",
             "unsupported_field",
         )
-    return {"type": "function", "function": {"name": choice.get("name")}}
+    name = choice.get("name")
+    if isinstance(name, str):
+        name = function_name(name, choice.get("namespace"))
+    return {"type": "function", "function": {"name": name}}
 
 
 def _response_format(format: Format) -> ResponseFormat:
@@ -221,5 +243,5 @@ def message_of_answer(text: str, reasoning: str, calls: list[JsonObject]) -> Jso
     return message
 
 
-encode_messages = msgspec.json.Encoder().encode
+encode_messages = _encode
 decode_messages = msgspec.json.Decoder(list[JsonObject]).decode

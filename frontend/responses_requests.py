@@ -79,6 +79,7 @@ class ResponsesRequest(ResponsesPrompt, kw_only=True):
     store: bool | None = None
     background: bool | None = None
     metadata: dict[str, str] | None = None
+    client_metadata: Any = None
     max_tool_calls: int | None = None
     user: str | None = None
     service_tier: ServiceTier | None = None
