@@ -264,15 +264,13 @@ class ChatCompletionRequest(GenerateRequest, kw_only=True):
         """Extra variables for the chat template: what the client gives by name, in a field that has two, and what other
         fields mean for a template."""
         args = self.chat_template_args or self.chat_template_kwargs or {}
-        given = {name: value for name in _FOR_TEMPLATES if (value := getattr(self, name)) is not None}
-        if given:
-            args = given | args
+        if self.documents is not None:
+            args = {"documents": self.documents} | args
+        if self.verbosity is not None:
+            args = {"verbosity": self.verbosity} | args
         if self.thinking is None and self.reasoning_effort is None:
             return args
         return _with_thinking(args, self.reasoning_effort, self.thinking)
-
-
-_FOR_TEMPLATES = ("documents", "verbosity")
 
 
 def _with_thinking(args: JsonObject, effort: str | None, thinking: bool | Thinking | None) -> JsonObject:

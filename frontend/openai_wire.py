@@ -7,6 +7,7 @@ two ends mean, a ban and an exclusive choice, is told in the words they know.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from msgspec import UNSET
 
@@ -78,7 +79,13 @@ def extra_args(
     return {name: group for name, group in groups.items() if group} or None
 
 
+_PASSED_SAMPLING = attrgetter("allowed_token_ids", "bad_words_token_ids", "logit_bias", "detokenize")
+_NOTHING_PASSED = (None,) * 4
+
+
 def _passed_sampling(request: GenerateRequest, bad_words: Sequence[list[int]]) -> JsonObject:
+    if not bad_words and _PASSED_SAMPLING(request) == _NOTHING_PASSED:
+        return {}
     allowed, banned = request.allowed_token_ids, [*(request.bad_words_token_ids or ()), *bad_words]
     if request.logit_bias:
         chosen = [int(token_id) for token_id, bias in request.logit_bias.items() if bias == MAX_BIAS]

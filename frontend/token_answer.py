@@ -83,7 +83,7 @@ class TokenAnswer:
         if delta.finish_reason is not None:
             self._last = delta
             return False
-        return delta.is_empty or not self._sink.push(delta)
+        return (not delta.text and delta.is_empty) or not self._sink.push(delta)
 
     async def ready(self) -> bool:
         if self._last is not None:
