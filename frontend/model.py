@@ -24,8 +24,6 @@ from dynamo.frontend.tokenizer import DEFAULT_OPTIONS, Tokenizer, TokenizerError
 from dynamo.shared.errors import InvalidRequest
 from dynamo.shared.protocol import ChatTemplateFile, FileRef, ModelDeploymentCard
 
-SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
-
 log = logging.getLogger("dynamo.models")
 
 JsonObject = dict[str, Any]
@@ -49,8 +47,6 @@ class TextCodec:
 class Model:
     """One worker set's model. `chat_template` is None for a model that only completes text, a parser where answers
     are to be passed on as they are, `codec` where workers take text and tokenize it themselves.
-
-    `default_sampling` is what generation_config.json recommends; workers apply it, we only know it.
     """
 
     name: str
@@ -64,7 +60,6 @@ class Model:
     reads_special_tokens: bool  # its parsers do
     structural_tags: StructuralTags | None
     eos_token_ids: tuple[int, ...]
-    default_sampling: JsonObject
 
     @property
     def takes_text(self) -> bool:
@@ -170,7 +165,6 @@ class ModelLoader:
             reads_special_tokens=any(map(reads_special_tokens, filter(None, parsers))),
             structural_tags=structural_tags(runtime),
             eos_token_ids=_eos_token_ids(generation_config, config),
-            default_sampling={name: generation_config[name] for name in SAMPLING_FIELDS if name in generation_config},
         )
 
     def _shared_codec(self, card: ModelDeploymentCard, config: JsonObject, tokenizer_config: JsonObject) -> TextCodec:
@@ -225,7 +219,6 @@ def _text_model(card: ModelDeploymentCard, mdcsum: str) -> Model:
         tool_parser=None,
         reasoning_parser=None,
         eos_token_ids=(),
-        default_sampling={},
     )
 
 

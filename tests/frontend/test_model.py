@@ -59,7 +59,6 @@ def test_the_demo_model_loads(demo: Model) -> None:
         int.from_bytes(demo.tokenizer.encode(token), "little") for token in ("<|im_end|>", "<|endoftext|>")
     )
     assert demo.eos_token_ids == (end_of_turn, end_of_text)
-    assert demo.default_sampling == {"temperature": 0.7, "top_p": 0.9}
 
 
 def test_the_demo_model_reads_what_it_writes(demo: Model) -> None:
