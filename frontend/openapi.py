@@ -58,12 +58,6 @@ def document(routes: Mapping[str, Iterable[str]]) -> dict[str, Any]:
     }
 
 
-def undocumented(routes: Mapping[str, Iterable[str]]) -> list[str]:
-    """Method and path of what is served and not in the table."""
-    documented = {f"{method} {_key(path)}" for method, path in map(str.split, OPERATIONS)}
-    return [f"{m} {path}" for path, methods in routes.items() for m in methods if f"{m} {path}" not in documented]
-
-
 def _info() -> dict[str, Any]:
     own = version("dynamo-gateway")
     return {
