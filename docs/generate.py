@@ -76,8 +76,9 @@ Dynamo 1.6.1 and those that vLLM adds, and Anthropic's API. A test sends each fi
 - *refused*: a 400 that names the field, for the answer would be one to another question.
 - *no effect*: accepted, and changes no token.
 
-A field that is in none of these tables is unknown: `--unknown-fields` says what becomes of it. Null is the same as
-leaving a field out.
+A field of a body that is in none of these tables is unknown: `--unknown-fields` says what becomes of it. An unknown
+field of `nvext` or `structured_outputs` is always refused; in other objects of a body it has no effect. Null is the
+same as leaving a field out.
 """
 ABOUT_ERRORS = """# Errors
 
@@ -94,8 +95,8 @@ Every error of every route is JSON, in the form that the route's clients read, w
 
 A stream waits for its first token before it is answered 200, so that an error until then is a status as well;
 `--pre-commit-error-peek-ms` says for how long, and a keep-alive comment that is due ends it too. An error after that is
-the last frame of the stream: `data:` with the same body, in Anthropic's form as an `event: error`. `[DONE]` does not
-follow, but in Dynamo's form, which has it.
+the last frame of the stream: `data:` with the same body, in Anthropic's form as an `event: error`. A stream of
+responses has an `error` event, then `response.failed`. `[DONE]` does not follow, but in Dynamo's form, which has it.
 
 Of what a worker says, a 4xx is passed on in its own words, and 503 and 529 as they are; any other failure of its own is
 a 500 without details but `details.backend_status`. Where the log has more than the client is told, the message names

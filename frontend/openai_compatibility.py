@@ -61,7 +61,9 @@ _IN_BOTH: dict[str, Row] = {
     "stream_options": honoured(
         "`include_usage`, and vLLM's `continuous_usage_stats`; only with `stream`. `include_obfuscation` has no effect."
     ),
-    "max_tokens": honoured("1 to 2^20; left out, the worker goes on to the end of its context."),
+    "max_tokens": honoured(
+        "1 to 2^20; left out, or more than the context has room for, the answer may go on to the context's end."
+    ),
     "min_tokens": honoured("Nothing stops the answer before so many tokens."),
     "stop": honoured("A string, up to 32 strings, or token ids. The text ends before it."),
     "stop_token_ids": honoured("Token ids that end the answer, in addition to those of the model."),
@@ -121,8 +123,11 @@ _CHAT: dict[str, Row] = {
     ),
     "max_completion_tokens": honoured("Wins over `max_tokens`."),
     "logprobs": honoured("What the worker tells of its tokens; null where it tells nothing."),
-    "top_logprobs": honoured("0 to 20 alternatives of each token; only with `logprobs`."),
-    "tools": honoured("Up to 1536 functions; the template shows them to the model, calls are found in its output."),
+    "top_logprobs": honoured("0 to 20 alternatives of each token; of no effect without `logprobs`."),
+    "tools": honoured(
+        "Up to 1536 functions; the template shows them to the model, calls are found in its output. Where one is "
+        "`strict`, its objects need `additionalProperties: false` and all properties in `required`."
+    ),
     "tool_choice": honoured("`none`, `auto`, `required` or a function; the last two guide the output."),
     "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
     "response_format": forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),
