@@ -65,12 +65,16 @@ class ChatTemplate:
         with the template's own words when it refuses the messages.
         """
         template = self._tool_use if tools else self._default
-        messages = template.form.adapt(messages)
+        try:
+            messages = template.form.adapt(messages)
+            tools = with_python_floats([_complete(tool) for tool in tools]) if tools else None
+        except RecursionError:
+            raise InvalidRequest("The messages or tools are nested too deeply for a template.", "messages") from None
         if continue_final_message:
             messages = [*messages[:-1], _marked(messages[-1])]
         context = {
             "messages": messages,
-            "tools": with_python_floats([_complete(tool) for tool in tools]) if tools else None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             **self._constants,

@@ -100,7 +100,7 @@ def _as_object(arguments: Any) -> Any:
         return with_python_floats(arguments)
     try:
         parsed = json.loads(arguments, parse_float=PythonFloat)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return parsed if isinstance(parsed, dict) else arguments
 

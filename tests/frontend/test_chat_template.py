@@ -3,6 +3,7 @@
 import copy
 import json
 from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_tool_arguments_stay_text_where_the_template_joins_text() -> None:
     assert ours == reference(DEEPSEEK, messages, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"x"'])
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"x"', '{"a":' * 5000 + "1" + "}" * 5000], ids=len)
 def test_tool_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
     assert f'"arguments": {arguments}}}' in ChatTemplate({"default": HERMES}).render(tool_talk(arguments))
 
@@ -203,6 +204,25 @@ def test_a_refusal_of_the_template_is_the_clients_error_in_its_words() -> None:
 def test_messages_that_break_the_template_are_the_clients_error(source: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot render these messages"):
         ChatTemplate({"default": source}).render(TALK)
+
+
+def nested(depth: int) -> Any:
+    """An object in which others are."""
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def test_objects_nested_too_deeply_are_the_clients_error() -> None:
+    template = ChatTemplate({"default": CHATML})
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": nested(900)}}
+    for messages, tools in (
+        ([{"role": "assistant", "content": "", "tool_calls": [call]}], None),
+        (TALK, [{"type": "function", "function": {"name": "f", "parameters": nested(900)}}]),
+    ):
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            template.render(messages, tools)
 
 
 def test_a_filter_nobody_knows_is_our_error() -> None:
