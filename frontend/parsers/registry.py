@@ -23,8 +23,21 @@ REASONING_PLUG_INS = "dynamo_frontend.reasoning_parsers"
 
 # Formats whose markers are special tokens: workers must not leave these out of text. Source: what 1.6.1 sends.
 _OF_SPECIAL_TOKENS = frozenset(
-    "deepseek_v41 gemma4 gpt_oss harmony inkling kimi_k2 kimi_k25 kimi_k3 minimax_m3 minimax_m3_nom mistral muse"
-    " muse_glimmer".split()
+    {
+        "deepseek_v41",
+        "gemma4",
+        "gpt_oss",
+        "harmony",
+        "inkling",
+        "kimi_k2",
+        "kimi_k25",
+        "kimi_k3",
+        "minimax_m3",
+        "minimax_m3_nom",
+        "mistral",
+        "muse",
+        "muse_glimmer",
+    }
 )
 
 F = TypeVar("F")
