@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -46,13 +47,17 @@ def nested_json(text: str, prefix: str, schema: Any) -> str:
     value, *pieces = text.split(prefix)
     open_elements = [Element("", schema)]
     open_elements[0].text = value
+    num_open: Counter[str] = Counter()
     for piece in pieces:
         tag, _, value = piece.removeprefix("<").partition(">")
         if not tag.startswith("/"):
             open_elements.append(Element(tag, _schema_of_child(open_elements[-1].schema, tag)))
-        elif any(element.tag == tag[1:] for element in open_elements[1:]):
-            while _close_last(open_elements) != tag[1:]:
-                pass
+            num_open[tag] += 1
+        elif num_open[tag[1:]]:
+            closed = ""
+            while closed != tag[1:]:
+                closed = _close_last(open_elements)
+                num_open[closed] -= 1
         open_elements[-1].text += value
     while len(open_elements) > 1:
         _close_last(open_elements)
