@@ -14,6 +14,7 @@ from dynamo.frontend.anthropic_conversion import chat_of, prompt_of
 from dynamo.frontend.anthropic_requests import CountTokensRequest, MessagesRequest
 from dynamo.frontend.body_fields import NAMES, BodyFields, RequestPolicy
 from dynamo.frontend.error_formats import ErrorFormat
+from dynamo.frontend.field_names import FieldNames
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
 from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, no_effect, refused
@@ -57,6 +58,13 @@ _OF_ANSWER: dict[str, Row] = {
     "diagnostics": no_effect("The answer says how much of the prompt was cached."),
 }
 MESSAGES = Api("Anthropic's messages: `POST /v1/messages`", MessagesRequest, _OF_PROMPT | _OF_ANSWER)
+NAMES_OF_CHAT = FieldNames(
+    "messages",
+    (r"response_format\.json_schema", "output_config.format"),
+    (r"(tools\[\d+\])\.function\.parameters", r"\1.input_schema"),
+    (r"(tools\[\d+\])\.function", r"\1"),
+    (r"tool_choice\.function", "tool_choice"),
+)
 COUNT_TOKENS = Api("`POST /v1/messages/count_tokens`", CountTokensRequest, _OF_PROMPT)
 
 
@@ -96,15 +104,17 @@ class MessagesMouth:
     def decode_prompt(self, body: bytes) -> ChatCompletionRequest:
         """Of a request to count its tokens."""
         chat: ChatCompletionRequest = self._prompt_of(self._count_tokens.decode(body))
-        check_chat(chat)
+        with NAMES_OF_CHAT.told():
+            check_chat(chat, checks_strict_tools=False)
         return chat
 
     async def prepare(
         self, pipeline: Pipeline, request: MessagesRequest, record: RequestRecord, headers: RoutingHeaders
     ) -> list[Prepared]:
         chat = self._chat_of(request)
-        check_chat(chat)
-        return await pipeline.prepare_chat(chat, record, headers)
+        with NAMES_OF_CHAT.told():
+            check_chat(chat, checks_strict_tools=False)
+            return await pipeline.prepare_chat(chat, record, headers)
 
     def renderer(
         self, request: MessagesRequest, record: RequestRecord, created: int, extras: AnswerExtras | None

@@ -12,7 +12,7 @@ import msgspec
 
 from dynamo.frontend.admin import Admin
 from dynamo.frontend.api_docs import ApiDocs
-from dynamo.frontend.api_routes import Routes
+from dynamo.frontend.api_routes import MESSAGES, Routes
 from dynamo.frontend.error_formats import ErrorFormats
 from dynamo.frontend.inference import JSON, Handler, Inference, RequestIds
 from dynamo.frontend.models import ModelRegistry
@@ -29,6 +29,7 @@ from dynamo.shared.errors import (
     Overloaded,
     RouteNotFound,
     Unauthorized,
+    UnsupportedFeature,
 )
 from dynamo.shared.messages import WorkerSet
 from dynamo.shared.metrics import CONTENT_TYPE, render
@@ -85,6 +86,8 @@ class App:
         given = exchange.header("x-request-id")
         ids = RequestIds(request_id, given if given is not None and _REQUEST_ID.fullmatch(given) else request_id)
         headers = b"x-request-id: %b\r\n" % ids.shown.encode()
+        if exchange.path.startswith(MESSAGES):
+            headers += b"request-id: %b\r\n" % ids.shown.encode()  # where Anthropic's clients look for it
         try:
             await self._handler(exchange)(exchange, headers, ids)
         except ClientDisconnected:
@@ -117,6 +120,8 @@ class App:
             headers += b"retry-after: %d\r\n" % error.retry_after_s
         if isinstance(error, MethodNotAllowed):
             headers += b"allow: %b\r\n" % error.allow.encode()
+        if isinstance(error, UnsupportedFeature):
+            headers += b"x-should-retry: false\r\n"  # which OpenAI's and Anthropic's clients heed
         if isinstance(error, Unauthorized):
             headers += b"www-authenticate: Bearer\r\n"
         status = self._overload_status_code if error.status == Overloaded.status else error.status

@@ -14,7 +14,6 @@ from dynamo.frontend.forced_calls import calls_schema, check_tool_choice, forced
 from dynamo.frontend.guide_check import check_regex, check_value
 from dynamo.frontend.guided_types import JsonObject, ResponseFormat, StructuredOutputs
 from dynamo.frontend.openai_requests import ChatCompletionRequest, CompletionRequest
-from dynamo.frontend.strict_schema import check_strict_tools
 from dynamo.frontend.structural_tags import StructuralTags
 from dynamo.shared.errors import InvalidRequest
 
@@ -44,8 +43,6 @@ def check_guide(request: ChatCompletionRequest | CompletionRequest, function_nam
     """Raises InvalidRequest. `function_names` are those of a chat's tools."""
     guides = _guides_by_name(request)
     if isinstance(request, ChatCompletionRequest):
-        if request.tools is not None:
-            check_strict_tools(request.tools)
         if request.tool_choice is not None:
             _check_tool_choice(request, function_names or set(), guides)
         if request.response_format is not None:

@@ -147,7 +147,11 @@ class ModelLoader:
         generation_config = self._json(card, card.gen_config)
         templates = self._templates(card, tokenizer_config)
         chat_template = None if templates is None else ChatTemplate(templates, parse_special_tokens(tokenizer_config))
-        implied = detect("\n".join(templates.values())) if templates and self._detects_parsers else NOTHING
+        implied = (
+            detect("\n".join(templates.values()))
+            if templates and self._detects_parsers and "Chat" in card.model_types
+            else NOTHING
+        )
         runtime = card.runtime_config
         parsers = runtime.tool_call_parser or implied.tool_parser, runtime.reasoning_parser or implied.reasoning_parser
         codec = self._shared_codec(card, config, tokenizer_config)

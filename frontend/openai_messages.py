@@ -127,10 +127,10 @@ def _check_tool_call(call: Any, path: str) -> None:
     _required_string(call, "id", path)
     function = _required_object(call, "function", path)
     _required_string(function, "name", f"{path}.function")
-    _check_arguments(_required(function, "arguments", f"{path}.function"), f"{path}.function.arguments")
+    check_arguments(_required(function, "arguments", f"{path}.function"), f"{path}.function.arguments")
 
 
-def _check_arguments(arguments: Any, path: str) -> None:
+def check_arguments(arguments: Any, path: str) -> None:
     """A JSON object as a string, as OpenAI has it; 1.6.1 also takes the object itself, and "" for no arguments."""
     if isinstance(arguments, dict) or arguments == "":
         return

@@ -17,13 +17,17 @@ from dynamo.frontend.openai_requests import (
     NvExt,
     Stop,
 )
+from dynamo.frontend.strict_schema import check_strict_tools
 from dynamo.shared.errors import InvalidRequest
 
 MAX_CHOICES = 128
 MAX_DIGITS = len(str(U32_MAX))
 
 
-def check_chat(request: ChatCompletionRequest, *, trusts_templates: bool = False) -> None:
+def check_chat(
+    request: ChatCompletionRequest, *, trusts_templates: bool = False, checks_strict_tools: bool = True
+) -> None:
+    """Raises InvalidRequest. OpenAI has rules for the schemas of strict functions, other APIs have not."""
     check_messages(request.messages)
     _check_generate(request)
     names = check_tools(request.tools) if request.tools else set()
@@ -38,6 +42,8 @@ def check_chat(request: ChatCompletionRequest, *, trusts_templates: bool = False
         )
     if request.modalities is not None and "audio" in request.modalities:
         raise InvalidRequest("modalities has audio; answers are text.", "modalities", "unsupported_value")
+    if checks_strict_tools and request.tools is not None:
+        check_strict_tools(request.tools)
     check_guide(request, names)
 
 

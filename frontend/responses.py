@@ -11,6 +11,7 @@ import msgspec
 from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.body_fields import NAMES, BodyFields, RequestPolicy
 from dynamo.frontend.error_formats import ErrorFormat
+from dynamo.frontend.field_names import FieldNames
 from dynamo.frontend.inference import JSON, RequestIds
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
@@ -35,7 +36,7 @@ from dynamo.frontend.responses_store import ResponseStore, StoredResponse
 from dynamo.frontend.responses_tools import special_tools
 from dynamo.frontend.routing_headers import RoutingHeaders
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
-from dynamo.shared.errors import ResponseNotFound, UnsupportedFeature
+from dynamo.shared.errors import ResponseNotFound, RouteNotFound, UnsupportedFeature
 
 ROUTE = "/v1/responses"
 
@@ -84,6 +85,14 @@ _OF_ANSWER: dict[str, Row] = {
     "moderation": refused("Nothing is moderated here."),
 }
 RESPONSES = Api("Responses: `POST /v1/responses`", ResponsesRequest, _OF_PROMPT | _OF_ANSWER)
+NAMES_OF_CHAT = FieldNames(
+    "input",
+    (r"response_format\.json_schema", "text.format"),
+    (r"response_format", "text.format"),
+    (r"(tools\[\d+\])\.function", r"\1"),
+    (r"tool_choice\.function", "tool_choice"),
+    (r"max_completion_tokens", "max_output_tokens"),
+)
 INPUT_TOKENS = Api("`POST /v1/responses/input_tokens`", ResponsesPrompt, _OF_PROMPT)
 
 
@@ -107,7 +116,8 @@ class ResponsesMouth:
         """Of a request to count its tokens."""
         request: ResponsesPrompt = self._read(body, self._prompts, self._prompt_fields, ResponsesPrompt)
         chat = prompt_of(request, self._past(request))
-        check_chat(chat)
+        with NAMES_OF_CHAT.told():
+            check_chat(chat)
         return chat
 
     async def prepare(
@@ -115,10 +125,11 @@ class ResponsesMouth:
     ) -> list[Prepared]:
         past = self._past(request)
         chat = chat_of(request, past)
-        check_chat(chat)
         num_instructions = 1 if request.instructions else 0
         request.__dict__["conversation"] = chat.messages[num_instructions:]
-        return await pipeline.prepare_chat(chat, record, headers)
+        with NAMES_OF_CHAT.told():
+            check_chat(chat)
+            return await pipeline.prepare_chat(chat, record, headers)
 
     def renderer(
         self, request: ResponsesRequest, record: RequestRecord, created: int, extras: AnswerExtras | None
@@ -194,13 +205,13 @@ class StoredResponses:
         self._store = store
 
     async def get(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
-        id = exchange.path.removeprefix(f"{ROUTE}/")
+        id = _id_in(exchange.path)
         if (stored := self._store.get(id)) is None:
             raise ResponseNotFound(id)
         exchange.respond(200, JSON + headers, stored.response)
 
     async def delete(self, exchange: Exchange, headers: HeaderBlock, ids: RequestIds) -> None:
-        id = exchange.path.removeprefix(f"{ROUTE}/")
+        id = _id_in(exchange.path)
         if not self._store.delete(id):
             raise ResponseNotFound(id)
         exchange.respond(200, JSON + headers, encode({"id": id, "object": "response", "deleted": True}))
@@ -208,3 +219,10 @@ class StoredResponses:
 
 def _call(call: ToolCallDelta) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+
+
+def _id_in(path: str) -> str:
+    id = path.removeprefix(f"{ROUTE}/")
+    if "/" in id:
+        raise RouteNotFound(f"There is nothing at {path}.")
+    return id

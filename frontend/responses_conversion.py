@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from dynamo.frontend.guided_types import JsonSchemaFormat, ResponseFormat
-from dynamo.frontend.openai_messages import shown, wrong_type
+from dynamo.frontend.openai_messages import check_arguments, shown, wrong_type
 from dynamo.frontend.openai_requests import ChatCompletionRequest, JsonObject
 from dynamo.frontend.responses_requests import Format, Input, ResponsesPrompt, ResponsesRequest
 from dynamo.frontend.responses_tools import (
@@ -55,7 +55,7 @@ def prompt_of(request: ResponsesPrompt, past: Iterable[JsonObject] = ()) -> Chat
         model=request.model,
         messages=messages,
         tools=tools or None,
-        tool_choice=_tool_choice(request.tool_choice) if tools or request.tool_choice == "required" else None,
+        tool_choice=_tool_choice(request.tool_choice) if tools or request.tool_choice not in ("auto", "none") else None,
         parallel_tool_calls=request.parallel_tool_calls,
         reasoning_effort=None if reasoning is None else reasoning.effort,
         verbosity=None if text is None else text.verbosity,
@@ -133,6 +133,7 @@ def _call(item: JsonObject, path: str) -> JsonObject:
         name = function_name(_string(item, "name", path), item.get("namespace"))
         is_custom = kind == "custom_tool_call"
         arguments = custom_arguments(_string(item, "input", path)) if is_custom else _string(item, "arguments", path)
+        check_arguments(arguments, f"{path}.arguments")
     function = {"name": name, "arguments": arguments or "{}"}
     return {"id": _string(item, "call_id", path), "type": "function", "function": function}
 

@@ -110,7 +110,7 @@ def test_errors_are_of_the_clients_own_classes(client: Anthropic) -> None:
         client.messages.create(model="nobody", max_tokens=1, messages=[user("hi")])
     assert isinstance(missing.value.body, dict)
     assert missing.value.body["error"]["type"] == "not_found_error"
-    assert missing.value.request_id or missing.value.body["request_id"]
+    assert missing.value.request_id == missing.value.body["request_id"]
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model="echo", max_tokens=0, messages=[user("hi")])
     with (

@@ -175,3 +175,4 @@ def test_what_only_openai_has_is_not_implemented(client: OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as refused:
         client.responses.create(model="echo", input="hi", background=True)
     assert (refused.value.status_code, refused.value.code) == (501, "unsupported_feature")
+    assert refused.value.response.headers["x-should-retry"] == "false"

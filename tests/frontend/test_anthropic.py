@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from dynamo.frontend.anthropic import MessagesMouth
+from dynamo.frontend.anthropic import NAMES_OF_CHAT, MessagesMouth
 from dynamo.frontend.anthropic_answers import UNREADABLE, MessageRenderer, message_body
 from dynamo.frontend.anthropic_conversion import chat_of
 from dynamo.frontend.body_fields import RequestPolicy
@@ -21,6 +21,7 @@ from dynamo.frontend.error_formats import AnthropicErrors
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice
 from dynamo.frontend.openai_requests import ChatCompletionRequest
+from dynamo.frontend.openai_rules import check_chat
 from dynamo.frontend.parsers.message import MessagePart, ToolCallDelta, merged
 from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.frontend.postprocess import Delta
@@ -177,6 +178,33 @@ def test_a_block_of_an_unknown_type_is_told_the_known_ones(block: Any, expected:
         chat(messages=[{"role": "user", "content": [block]}])
     assert refused.value.message.startswith(expected)
     assert refused.value.code == "invalid_value"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [WEATHER | {"name": "no spaces"}]}, "tools[0].name"),
+        (
+            {"tools": [WEATHER], "output_config": {"format": {"type": "json_schema", "schema": {"type": "x"}}}},
+            "output_config.format",
+        ),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "other"}}, "tool_choice.name"),
+    ],
+)
+def test_faults_are_told_of_the_clients_own_fields(fields: Any, param: str) -> None:
+    made = chat(**fields)
+    with pytest.raises(InvalidRequest) as refused, NAMES_OF_CHAT.told():
+        check_chat(made, checks_strict_tools=False)
+    assert refused.value.param is not None
+    assert refused.value.param.startswith(param)
+    assert "function" not in refused.value.param
+
+
+def test_strict_tools_need_not_be_strict_as_openai_means_it() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    tools = [{"name": "f", "input_schema": schema, "strict": True}]
+    assert MOUTH.decode_prompt(json.dumps(body | {"tools": tools}).encode()).tools
 
 
 JSON_VALUES = st.recursive(

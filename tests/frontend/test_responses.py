@@ -19,10 +19,11 @@ from dynamo.frontend.error_formats import OpenAiErrors
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, TokenLogprob
 from dynamo.frontend.openai_requests import ChatCompletionRequest
+from dynamo.frontend.openai_rules import check_chat
 from dynamo.frontend.parsers.message import ToolCallDelta
 from dynamo.frontend.parsers.parts import Reasoning
 from dynamo.frontend.postprocess import Delta
-from dynamo.frontend.responses import ResponsesMouth
+from dynamo.frontend.responses import NAMES_OF_CHAT, ResponsesMouth
 from dynamo.frontend.responses_conversion import chat_of
 from dynamo.frontend.responses_store import ResponseStore, StoredResponse
 from dynamo.shared.errors import InvalidRequest, Overloaded, RequestError, UnsupportedFeature
@@ -139,6 +140,26 @@ def test_what_only_openai_has_is_not_implemented(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedFeature) as refused:
         MOUTH.decode(body_of(**{name: value}))
     assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "x"}}}}, "text.format.schema"),
+        ({"tools": [WEATHER | {"name": "no spaces"}]}, "tools[0].name"),
+        ({"tool_choice": {"type": "function", "name": "weather"}}, "tool_choice.name"),
+        (
+            {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{bad"}]},
+            "input[0].arguments",
+        ),
+    ],
+)
+def test_faults_are_told_of_the_clients_own_fields(fields: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused, NAMES_OF_CHAT.told():
+        check_chat(chat(**fields))
+    assert refused.value.param is not None
+    assert refused.value.param.startswith(param)
+    assert "function." not in refused.value.message
 
 
 JSON_VALUES = st.recursive(
