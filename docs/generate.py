@@ -1,6 +1,7 @@
 """`make docs`: writes docs/cli.md from the config objects, the only source of flags, variables and defaults,
 docs/metrics.md from the metrics that processes register, docs/openai-compatibility.md from the tables that requests are
-checked by, docs/errors.md from the classes of errors, and docs/parser-names.md from the parsers' own words."""
+checked by, docs/headers.md from that of request headers, docs/errors.md from the classes of errors, and
+docs/parser-names.md from the parsers' own words."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from dynamo.frontend.parsers.reasoning.delimited import DelimitedFormat
 from dynamo.frontend.parsers.reasoning.delimited_families import DELIMITED_FAMILIES
 from dynamo.frontend.parsers.reasoning.start import Start
 from dynamo.frontend.parsers.tools import TOOL_PARSERS
+from dynamo.frontend.request_headers import HEADERS
 from dynamo.frontend.responses import RESPONSES
 from dynamo.router.config import RouterConfig
 from dynamo.router.metrics import RouterMetrics
@@ -106,6 +108,19 @@ the request's id. Where *retry* says so, the same request may be sent again, aft
 | Code | Status | Retry | OpenAI's type | Anthropic's type | gRPC | Meaning |
 |---|---|---|---|---|---|---|
 """
+ABOUT_HEADERS = """# What becomes of each header of a request
+
+Written by `make docs` from one table in the code; do not edit. The words are those of
+[the table of fields](openai-compatibility.md).
+
+A header goes before the field of the body that means the same. Where a row has several names for one thing, the first
+that is sent counts. One that must be a number, a UUID or a yes or no and is none is refused with a 400 that names it.
+`--disable-frontend-nvext` ignores those that pin a request to workers or rank it. Headers that are not here have no
+effect.
+
+| Header | | |
+|---|---|---|
+"""
 ABOUT_PARSERS = """# Parsers by name
 
 Written by `make docs` from the parsers; do not edit. [Parsers](parsers.md) says how a model gets one.
@@ -129,6 +144,7 @@ def documents() -> dict[str, str]:
         "metrics.md": _metrics(),
         "openai-compatibility.md": _compatibility(),
         "errors.md": _errors(),
+        "headers.md": _headers(),
         "parser-names.md": _parsers(),
     }
 
@@ -197,6 +213,16 @@ def _compatibility() -> str:
 def _api(api: Api) -> str:
     rows = [f"| `{name}` | {row.fate} | {row.about} |" for name, row in sorted(api.rows.items())]
     return f"\n## {api.title}\n\n| Field | | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+# ---- headers
+
+
+def _headers() -> str:
+    return ABOUT_HEADERS + "".join(
+        f"| {'<br>'.join(f'`{name}`' for name in names)} | {row.fate} | {row.about} |\n"
+        for names, row in HEADERS.items()
+    )
 
 
 # ---- errors
