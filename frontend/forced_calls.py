@@ -32,6 +32,30 @@ def check_tool_choice(tool_choice: str | JsonObject | None, names: set[str]) -> 
         raise InvalidRequest('tool_choice "required" needs tools.', "tool_choice", "conflicting_fields")
 
 
+def offer_allowed_tools(request: ChatCompletionRequest) -> None:
+    """A choice of type allowed_tools becomes its mode, with the tools that it leaves. Raises InvalidRequest."""
+    choice = request.tool_choice
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return
+    path = "tool_choice.allowed_tools"
+    allowed = choice.get("allowed_tools")
+    if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+        raise wrong_type(path, 'an object such as {"mode":"auto","tools":[...]}', allowed)
+    if allowed.get("mode", "auto") not in ("auto", "required"):
+        raise wrong_type(f"{path}.mode", "auto or required", allowed["mode"])
+    names = {_name_of(tool) for tool in allowed["tools"]}
+    request.tools = [tool for tool in request.tools or () if _name_of(tool) in names - {None}] or None
+    if request.tools is None:
+        raise InvalidRequest(f"{path}.tools names none of tools.", f"{path}.tools", "conflicting_fields")
+    request.tool_choice = allowed.get("mode", "auto")
+
+
+def _name_of(tool: Any) -> str | None:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def _check_named(tool_choice: JsonObject, names: set[str]) -> None:
     function = tool_choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None

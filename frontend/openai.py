@@ -26,6 +26,7 @@ from dynamo.frontend.body_fields import (
     RequestPolicy,
     UnknownFields,
 )
+from dynamo.frontend.forced_calls import offer_allowed_tools
 from dynamo.frontend.openai_compatibility import CHAT, COMPLETIONS
 from dynamo.frontend.openai_diagnosis import explain
 from dynamo.frontend.openai_messages import reject_media
@@ -70,6 +71,8 @@ def decode_chat(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> ChatComp
     except (ValueError, RecursionError) as error:
         raise _explain_chat(error, body) from None
     _CHAT_FIELDS.check(request, names, policy)
+    if request.tool_choice is not None:
+        offer_allowed_tools(request)
     check_chat(request, trusts_templates=policy.trusts_chat_templates)
     if policy.forces_usage:
         _force_usage(request)

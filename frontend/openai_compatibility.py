@@ -128,7 +128,10 @@ _CHAT: dict[str, Row] = {
         "Up to 1536 functions; the template shows them to the model, calls are found in its output. Where one is "
         "`strict`, its objects need `additionalProperties: false` and all properties in `required`."
     ),
-    "tool_choice": honoured("`none`, `auto`, `required` or a function; the last two guide the output."),
+    "tool_choice": honoured(
+        "`none`, `auto`, `required`, a function, or `allowed_tools`, which are then all that is offered. Calls that must "
+        "be made guide the output."
+    ),
     "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
     "response_format": forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),
     "echo": honoured("The answer begins with the last message, if that is the assistant's own."),
