@@ -59,7 +59,7 @@ class TokenAnswer:
         self._last: Delta | None = None
         self._num_cached_tokens: int | None = None
         self._num_reasoning_tokens: int | None = None  # as the worker counts them
-        self._reads_reasoning = prompt.model.reasoning_parser is not None
+        self._reads_reasoning = self._reader is not None and prompt.model.reasoning_parser is not None
         self.is_ended_by_worker = False
 
     def follow(self, placement: Placement) -> None:
