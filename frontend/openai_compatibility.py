@@ -129,8 +129,8 @@ _CHAT: dict[str, Row] = {
         "`strict`, its objects need `additionalProperties: false` and all properties in `required`."
     ),
     "tool_choice": honoured(
-        "`none`, `auto`, `required`, a function, or `allowed_tools`, which are then all that is offered. Calls that must "
-        "be made guide the output."
+        "`none`, `auto`, `required`, a function, or `allowed_tools`, which are then all that is offered. A call that "
+        "must be made guides the output."
     ),
     "parallel_tool_calls": forwarded("Off allows one call where `tool_choice` demands any; else the model decides."),
     "response_format": forwarded("Text, JSON, a JSON schema, and vLLM's `grammar` and `structural_tag`."),

@@ -17,6 +17,7 @@ from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
 from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, no_effect, refused
 from dynamo.frontend.openai_diagnosis import explain
+from dynamo.frontend.openai_messages import check_arguments
 from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.openai_rules import check_chat
 from dynamo.frontend.parsers.message import ToolCallDelta
@@ -36,7 +37,7 @@ from dynamo.frontend.responses_store import ResponseStore, StoredResponse
 from dynamo.frontend.responses_tools import special_tools
 from dynamo.frontend.routing_headers import RoutingHeaders
 from dynamo.frontend.server.exchange import Exchange, HeaderBlock
-from dynamo.shared.errors import ResponseNotFound, RouteNotFound, UnsupportedFeature
+from dynamo.shared.errors import InvalidRequest, ResponseNotFound, RouteNotFound, UnsupportedFeature
 
 ROUTE = "/v1/responses"
 
@@ -185,7 +186,8 @@ class ResponsesMouth:
         """Before the client is told: it may go on from here at once."""
         if self._store is None or not self._stores(request):
             return
-        answer = message_of_answer(choice.text or "", choice.reasoning, [_call(call) for call in choice.calls])
+        calls = [_call(call) for call in choice.calls if _is_whole(call)]
+        answer = message_of_answer(choice.text or "", choice.reasoning, calls)
         messages = encode_messages([*request.__dict__["conversation"], answer])
         if not self._store.put(response["id"], StoredResponse(messages, encode(response))):
             response["store"] = False
@@ -219,6 +221,15 @@ class StoredResponses:
 
 def _call(call: ToolCallDelta) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+
+
+def _is_whole(call: ToolCallDelta) -> bool:
+    """What was cut off in mid-call cannot be handed to a template, nor has anybody called it."""
+    try:
+        check_arguments(call.arguments, "")
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _id_in(path: str) -> str:

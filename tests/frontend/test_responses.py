@@ -348,6 +348,19 @@ def test_a_turn_goes_on_from_the_one_before(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_call_that_was_cut_off_is_not_gone_on_from(tmp_path: Path) -> None:
+    store = ResponseStore(tmp_path / "responses.sqlite", 1 << 20)
+    mouth = ResponsesMouth(RequestPolicy(), store, OpenAiErrors())
+    request = mouth.decode(body_of())
+    request.__dict__["conversation"] = [{"role": "user", "content": "hi"}]
+    cut = ToolCallDelta(0, "call_1", "weather", '{"city":"K')
+    first = json.loads(mouth.body(request, record(), 1, [Choice(0, ["Well.", cut], "length")], None))
+    assert first["output"][1]["arguments"] == '{"city":"K'
+    chat = mouth.decode_prompt(body_of(previous_response_id=first["id"]))
+    assert chat.messages[1] == {"role": "assistant", "content": "Well."}
+    store.close()
+
+
 def test_what_the_client_wants_not_stored_is_not(store: ResponseStore) -> None:
     mouth = ResponsesMouth(RequestPolicy(), store, OpenAiErrors())
     body = json.loads(mouth.body(mouth.decode(body_of(store=False)), record(), 1, [Choice(0, ["x"], "stop")], None))
