@@ -127,7 +127,7 @@ class ResponsesMouth:
         past = self._past(request)
         chat = chat_of(request, past)
         num_instructions = 1 if request.instructions else 0
-        request.__dict__["conversation"] = chat.messages[num_instructions:]
+        request.note_turns(chat.messages[num_instructions:])
         with NAMES_OF_CHAT.told():
             check_chat(chat)
             return await pipeline.prepare_chat(chat, record, headers)
@@ -188,7 +188,7 @@ class ResponsesMouth:
             return
         calls = [_call(call) for call in choice.calls if _is_whole(call)]
         answer = message_of_answer(choice.text or "", choice.reasoning, calls)
-        messages = encode_messages([*request.__dict__["conversation"], answer])
+        messages = encode_messages([*request.turns, answer])
         if not self._store.put(response["id"], StoredResponse(messages, encode(response))):
             response["store"] = False
 

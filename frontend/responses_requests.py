@@ -94,3 +94,12 @@ class ResponsesRequest(ResponsesPrompt, kw_only=True):
     @property
     def wants_logprobs(self) -> bool:
         return self.top_logprobs is not None or "message.output_text.logprobs" in (self.include or ())
+
+    @property
+    def turns(self) -> list[JsonObject]:
+        """Chat messages up to and with those of this request; there once it has been prepared."""
+        turns: list[JsonObject] = self.__dict__["turns"]
+        return turns
+
+    def note_turns(self, turns: list[JsonObject]) -> None:
+        self.__dict__["turns"] = turns

@@ -336,7 +336,7 @@ def test_a_turn_goes_on_from_the_one_before(tmp_path: Path) -> None:
     store = ResponseStore(tmp_path / "responses.sqlite", 1 << 20)
     mouth = ResponsesMouth(RequestPolicy(), store, OpenAiErrors())
     request = mouth.decode(body_of(instructions="Only now."))
-    request.__dict__["conversation"] = [{"role": "user", "content": "hi"}]
+    request.note_turns([{"role": "user", "content": "hi"}])
     first = json.loads(mouth.body(request, record(), 1, [Choice(0, ["Hello.", CALL], "tool_calls")], None))
     assert first["store"] is True
     output = {"type": "function_call_output", "call_id": "call_1", "output": "rain"}
@@ -352,7 +352,7 @@ def test_a_call_that_was_cut_off_is_not_gone_on_from(tmp_path: Path) -> None:
     store = ResponseStore(tmp_path / "responses.sqlite", 1 << 20)
     mouth = ResponsesMouth(RequestPolicy(), store, OpenAiErrors())
     request = mouth.decode(body_of())
-    request.__dict__["conversation"] = [{"role": "user", "content": "hi"}]
+    request.note_turns([{"role": "user", "content": "hi"}])
     cut = ToolCallDelta(0, "call_1", "weather", '{"city":"K')
     first = json.loads(mouth.body(request, record(), 1, [Choice(0, ["Well.", cut], "length")], None))
     assert first["output"][1]["arguments"] == '{"city":"K'
