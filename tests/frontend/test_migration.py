@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from tokenizers import Tokenizer
 
 from dynamo.frontend.migration import MAX_DISPATCH_ATTEMPTS
 from dynamo.shared.hashing import packed_sequence_hashes
 from dynamo.shared.messages import Free, Place, Placed, Refused, Settings, Worker, WorkerFailed
 from tests.support.raw_worker import PATH, Call, RawWorker, raw_worker
 from tests.support.scripted_router import ScriptedRouter
-from tests.support.served_acceptor import MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
+from tests.support.served_acceptor import DEMO_MODEL, MODEL, HttpAnswer, ServedAcceptor, demo_set, serve
 from tests.support.waiting import until
 
 PROMPT = list(range(300, 320))
@@ -33,6 +34,10 @@ class Gateway:
         self.router = router
         self.workers = workers
         self._acceptor = acceptor
+
+    def chat(self, **fields: Any) -> asyncio.Task[HttpAnswer]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
+        return asyncio.create_task(self._acceptor.ask("POST", "/v1/chat/completions", body))
 
     def complete(self, **fields: Any) -> asyncio.Task[HttpAnswer]:
         body = {"model": MODEL, "prompt": PROMPT, "max_tokens": len(OUTPUT), **fields}
@@ -397,3 +402,50 @@ async def test_the_second_placement_is_asked_with_the_blocks_of_the_whole_sequen
         sequence = b"".join(i.to_bytes(4, "little") for i in prompt + OUTPUT[:3])
         hashes = packed_sequence_hashes(sequence, 16)
         assert [place.block_hashes for place in gate.places] == [hashes[:8], hashes]
+
+
+# ---- messages of reasoning and calls
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+MESSAGE = '<think>hm</think>Well. <tool_call>{"name": "weather", "arguments": {"city": "K\u00f6ln"}}</tool_call>'
+MESSAGE_IDS = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json")).encode(MESSAGE, add_special_tokens=False).ids
+
+
+def read_message(choice: dict[str, Any]) -> tuple[Any, ...]:
+    message = choice["message"]
+    calls = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in message["tool_calls"]]
+    return message["reasoning_content"], message["content"].rstrip(), calls, choice["finish_reason"]
+
+
+@pytest.mark.parametrize("num_told", range(1, len(MESSAGE_IDS), 3))
+async def test_thoughts_and_calls_go_on_at_another_worker(tmp_path: Path, num_told: int) -> None:
+    """The demo model's template implies parsers that read this."""
+    async with gateway(tmp_path) as there:
+        asked = there.chat(tools=[WEATHER])
+        first = await there.called(1)
+        first.tokens(*MESSAGE_IDS[:num_told])
+        die(first)
+        second = await there.called(2)
+        assert second.request["token_ids"][-num_told:] == MESSAGE_IDS[:num_told]
+        second.tokens(*MESSAGE_IDS[num_told:], finish_reason="stop")
+        second.complete()
+        body = json.loads((await asked).body)
+    assert read_message(body["choices"][0]) == ("hm", "Well.", [("weather", {"city": "Köln"})], "tool_calls")
+    reasoning_tokens = body["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < reasoning_tokens < body["usage"]["completion_tokens"] == len(MESSAGE_IDS)
+
+
+async def test_each_choice_has_parsers_of_its_own(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as there:
+        asked = there.chat(tools=[WEATHER], n=2)
+        calls = [await there.called(1), await there.called(1)]
+        for start in range(0, len(MESSAGE_IDS), 4):
+            for call in calls:
+                call.tokens(*MESSAGE_IDS[start : start + 4])
+        for call in calls:
+            call.tokens(finish_reason="stop")
+            call.complete()
+        choices = json.loads((await asked).body)["choices"]
+    expected = ("hm", "Well.", [("weather", {"city": "Köln"})], "tool_calls")
+    assert [read_message(choice) for choice in choices] == [expected, expected]
+    assert len({choice["message"]["tool_calls"][0]["id"] for choice in choices}) == 2
