@@ -16,6 +16,7 @@ from tests.support.waiting import wait_until
 
 MODEL_PATH = Path(dynamo.worker.__file__).parent / "demo_model"
 ANCHOR_PYTHON = os.environ.get("DYNAMO_ORACLE_PYTHON", "")
+AS_THEIRS = "--no-detect-parsers"  # of ours: the real frontend takes parsers from cards alone
 NUM_CONNECTIONS = 24  # the kernel gives each to any acceptor: one of two is left out once in ten million times
 LOOPBACK = {
     "HF_HUB_OFFLINE": "1",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.interop.anchor import AnchorFrontend, Mocker, file_store
+from tests.interop.anchor import AS_THEIRS, AnchorFrontend, Mocker, file_store
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
@@ -32,7 +32,7 @@ def frontends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         for _ in range(2):
             stack.enter_context(Mocker(store, "--speedup-ratio=100"))
         theirs = stack.enter_context(AnchorFrontend(store, mode))
-        ours = Gateway(mode, store.flag, mock_workers=0, environment=store.environment)
+        ours = Gateway(mode, store.flag, AS_THEIRS, mock_workers=0, environment=store.environment)
         stack.enter_context(ours)
         wait_until(lambda: Mocker.model in theirs.models(), "the model at the real frontend")
         wait_until(lambda: len(ours.instances()) == 2, "the workers at ours")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.interop.anchor import AnchorFrontend, ScriptedWorker, Store, file_store
+from tests.interop.anchor import AS_THEIRS, AnchorFrontend, ScriptedWorker, Store, file_store
 from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
@@ -72,7 +72,7 @@ def frontends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontends]:
         for codec in ("msgpack", "json")
     }
     elsewhere = ScriptedWorker(store, f"{NAMESPACE}2.backend.generate", "elsewhere")
-    ours = Gateway(store.flag, f"--namespace={NAMESPACE}", mock_workers=0, environment=store.environment)
+    ours = Gateway(store.flag, AS_THEIRS, f"--namespace={NAMESPACE}", mock_workers=0, environment=store.environment)
     real = AnchorFrontend(store, f"--namespace={NAMESPACE}")
     with ExitStack() as stack:
         for server in (*workers.values(), elsewhere, ours, real):
