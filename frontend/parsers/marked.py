@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 from dynamo.frontend.parsers.json_scanner import SPECIAL_IN_STRING
-from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.marker import Markers, State
 from dynamo.frontend.parsers.parts import CallArguments, Part
-
-State: TypeAlias = Callable[[Any, str, list[Part]], str]
-"""A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state. What
-it cannot tell before more comes, it leaves in `_held`."""
-
 
 MAX_SPACE = 4096
 """Characters of space that wait for what comes after them; more are content."""

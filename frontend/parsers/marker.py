@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+from dynamo.frontend.parsers.parts import Part
+
+State: TypeAlias = Callable[[Any, str, list[Part]], str]
+"""A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state. What
+it cannot tell before more comes, it leaves in `_held`."""
 
 
 class Markers:

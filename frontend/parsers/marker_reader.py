@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
-from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.marker import Markers, State
 from dynamo.frontend.parsers.parts import Part
-
-State: TypeAlias = Callable[[Any, str, list[Part]], str]
-"""A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state. What
-it cannot tell before more comes, it leaves in `_held`."""
 
 
 class MarkerReader:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 from dynamo.frontend.parsers.context import ReasoningContext, ReasoningParserFactory
-from dynamo.frontend.parsers.marker import Markers
-from dynamo.frontend.parsers.marker_reader import MarkerReader, State
+from dynamo.frontend.parsers.marker import Markers, State
+from dynamo.frontend.parsers.marker_reader import MarkerReader
 from dynamo.frontend.parsers.parts import Part, Reasoning
 from dynamo.frontend.parsers.reasoning.start import Start, StartRule
 

@@ -7,17 +7,12 @@ or goes to the parser of the model's own format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 from dynamo.frontend.parsers.call_reader import CallReader
 from dynamo.frontend.parsers.context import Functions
 from dynamo.frontend.parsers.json_scanner import JsonScanner
 from dynamo.frontend.parsers.marked import MAX_SPACE
+from dynamo.frontend.parsers.marker import State
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Parser, Part
-
-State: TypeAlias = Callable[[Any, str, list[Part]], str]
-"""A method. It reads a text that is not empty, appends to the parts, and returns what is left for the next state."""
 
 
 def required_calls(functions: Functions, otherwise: Parser | None = None) -> Parser:

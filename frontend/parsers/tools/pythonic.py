@@ -15,8 +15,8 @@ import re
 
 from dynamo.frontend.parsers.call_arguments import NO_ARGUMENTS
 from dynamo.frontend.parsers.context import Functions, ToolParserFactory
-from dynamo.frontend.parsers.marked import MAX_SPACE, MarkedParser, State
-from dynamo.frontend.parsers.marker import Markers
+from dynamo.frontend.parsers.marked import MAX_SPACE, MarkedParser
+from dynamo.frontend.parsers.marker import Markers, State
 from dynamo.frontend.parsers.parts import CallArguments, CallStart, Part
 from dynamo.frontend.parsers.python_literal import PythonScanner, json_of
 
