@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from dynamo.frontend.answer_extras import AnswerExtras
 from dynamo.frontend.anthropic_answers import MessageRenderer, message_body
 from dynamo.frontend.anthropic_conversion import chat_of, prompt_of
 from dynamo.frontend.anthropic_requests import CountTokensRequest, MessagesRequest
-from dynamo.frontend.body_fields import NAMES, BodyFields, RequestPolicy
+from dynamo.frontend.body_fields import BodyReader, RequestPolicy
 from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.field_names import FieldNames
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
 from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, no_effect, refused
-from dynamo.frontend.openai_diagnosis import explain
 from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.openai_rules import check_chat
 from dynamo.frontend.pipeline import Pipeline
@@ -66,25 +63,7 @@ NAMES_OF_CHAT = FieldNames(
     (r"tool_choice\.function", "tool_choice"),
 )
 COUNT_TOKENS = Api("`POST /v1/messages/count_tokens`", CountTokensRequest, _OF_PROMPT)
-
-
-class _Reader:
-    """Bodies of one of the two routes."""
-
-    def __init__(self, api: Api, policy: RequestPolicy) -> None:
-        self._api = api
-        self._policy = policy
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(api.body)
-        self._fields = BodyFields(api)
-
-    def decode(self, body: bytes) -> Any:
-        """Raises InvalidRequest naming the field."""
-        try:
-            request, names = self._decoder.decode(body), NAMES.decode(body)
-        except (ValueError, RecursionError) as error:
-            raise explain(error, body, self._api.body) from None
-        self._fields.check(request, names, self._policy)
-        return request
+_MESSAGES, _COUNT_TOKENS = BodyReader(MESSAGES), BodyReader(COUNT_TOKENS)
 
 
 class MessagesMouth:
@@ -92,18 +71,17 @@ class MessagesMouth:
 
     def __init__(self, policy: RequestPolicy, errors: ErrorFormat, *, strips_preamble: bool) -> None:
         self.errors = errors
-        self._messages = _Reader(MESSAGES, policy)
-        self._count_tokens = _Reader(COUNT_TOKENS, policy)
+        self._policy = policy
         self._chat_of = partial(chat_of, strips_preamble=strips_preamble)
         self._prompt_of = partial(prompt_of, strips_preamble=strips_preamble)
 
     def decode(self, body: bytes) -> MessagesRequest:
-        request: MessagesRequest = self._messages.decode(body)
+        request: MessagesRequest = _MESSAGES.read(body, self._policy)
         return request
 
     def decode_prompt(self, body: bytes) -> ChatCompletionRequest:
         """Of a request to count its tokens."""
-        chat: ChatCompletionRequest = self._prompt_of(self._count_tokens.decode(body))
+        chat: ChatCompletionRequest = self._prompt_of(_COUNT_TOKENS.read(body, self._policy))
         with NAMES_OF_CHAT.told():
             check_chat(chat, checks_strict_tools=False)
         return chat

@@ -13,6 +13,7 @@ from dynamo.frontend.openai_requests import (
     NonEmptyStr,
     NvExt,
     OutputTokens,
+    RequestBody,
     TokenId,
     Unit,
 )
@@ -141,7 +142,7 @@ class Metadata(Struct):
     user_id: str | None = None
 
 
-class CountTokensRequest(Struct, kw_only=True, dict=True):
+class CountTokensRequest(RequestBody, kw_only=True):
     """What makes up a prompt. `cache_control` marks are accepted everywhere: workers cache all they can anyway."""
 
     model: NonEmptyStr
@@ -156,12 +157,6 @@ class CountTokensRequest(Struct, kw_only=True, dict=True):
     mcp_servers: list[Any] | None = None
     context_management: Any = None
     nvext: NvExt | None = None
-
-    @property
-    def unknown_fields(self) -> tuple[str, ...]:
-        """Top-level names this gateway does not know and has accepted all the same."""
-        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
-        return names
 
     @property
     def schema_of_answer(self) -> JsonObject | None:

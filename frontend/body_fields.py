@@ -6,14 +6,14 @@ Duplicate and unknown names leave no trace in a struct, so a body is decoded int
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from dynamo.frontend.openai_compatibility import Api
-from dynamo.frontend.openai_diagnosis import unsupported
+from dynamo.frontend.openai_diagnosis import explain, unsupported
 from dynamo.frontend.openai_requests import NvExt
 from dynamo.frontend.openai_rules import refuse
 from dynamo.shared.errors import InvalidRequest
@@ -78,6 +78,26 @@ class BodyFields:
             raise unsupported(unknown[0], sorted(self._known))
         if policy == "warn":
             request.__dict__["unknown_fields"] = tuple(unknown)
+
+
+class BodyReader:
+    """Bodies of one API, whose table names the struct that they are decoded into."""
+
+    def __init__(self, api: Api) -> None:
+        self._kind = api.body
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(api.body)
+        self._fields = BodyFields(api)
+
+    def read(self, body: bytes, policy: RequestPolicy, check_first: Callable[[Any], None] | None = None) -> Any:
+        """Raises InvalidRequest naming the field, or what `check_first` raises before the table's own rules."""
+        try:
+            request, names = self._decoder.decode(body), NAMES.decode(body)
+        except (ValueError, RecursionError) as error:
+            raise explain(error, body, self._kind) from None
+        if check_first is not None:
+            check_first(request)
+        self._fields.check(request, names, policy)
+        return request
 
 
 def _duplicate(names: Mapping[FieldName, object]) -> InvalidRequest:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from dynamo.frontend.body_fields import DEFAULT_POLICY, NAMES, BodyFields, RequestPolicy
+from dynamo.frontend.body_fields import DEFAULT_POLICY, BodyReader, RequestPolicy
 from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, no_effect
 from dynamo.frontend.openai_diagnosis import explain
-from dynamo.frontend.openai_requests import U32_MAX, NonEmptyStr, NvExt, TokenId
+from dynamo.frontend.openai_requests import U32_MAX, NonEmptyStr, NvExt, RequestBody, TokenId
 from dynamo.frontend.openai_rules import check_worker_ids
 from dynamo.shared.errors import InvalidRequest
 
@@ -34,7 +34,7 @@ INPUT_SCHEMA: dict[str, Any] = {
 }
 
 
-class EmbeddingRequest(Struct, kw_only=True, dict=True):
+class EmbeddingRequest(RequestBody, kw_only=True):
     """`input` is a text, token ids, or an array of either; `inputs` has it as an array of one kind."""
 
     model: NonEmptyStr
@@ -47,11 +47,6 @@ class EmbeddingRequest(Struct, kw_only=True, dict=True):
     priority: Annotated[int, Meta(ge=-(2**31) + 1, le=2**31 - 1)] | None = None
     cache_salt: str | None = None
     nvext: NvExt | None = None
-
-    @property
-    def unknown_fields(self) -> tuple[str, ...]:
-        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
-        return names
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:
@@ -73,18 +68,12 @@ _ROWS: dict[str, Row] = {
 }
 
 EMBEDDINGS = Api("Embeddings: `POST /v1/embeddings`", EmbeddingRequest, _ROWS)
-_FIELDS = BodyFields(EMBEDDINGS)
-_decode = msgspec.json.Decoder(EmbeddingRequest).decode
+_EMBEDDINGS = BodyReader(EMBEDDINGS)
 
 
 def decode_embedding(body: bytes, policy: RequestPolicy = DEFAULT_POLICY) -> EmbeddingRequest:
     """Raises InvalidRequest naming the field."""
-    try:
-        request = _decode(body)
-        names = NAMES.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise explain(error, body, EmbeddingRequest) from None
-    _FIELDS.check(request, names, policy)
+    request: EmbeddingRequest = _EMBEDDINGS.read(body, policy)
     _check_input(request.input)
     if request.truncate_prompt_tokens == 0:
         raise InvalidRequest("truncate_prompt_tokens of 0 leaves no input.", "truncate_prompt_tokens", "out_of_range")

@@ -111,7 +111,17 @@ class NvExt(Struct, omit_defaults=True, forbid_unknown_fields=True):
     router: JsonObject | None = None
 
 
-class GenerateRequest(Struct, kw_only=True, dict=True):
+class RequestBody(Struct, dict=True):
+    """What bodies of all APIs have in common."""
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Top-level names this gateway does not know and has accepted all the same."""
+        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
+        return names
+
+
+class GenerateRequest(RequestBody, kw_only=True):
     """What chat and text completions have in common."""
 
     model: NonEmptyStr
@@ -166,12 +176,6 @@ class GenerateRequest(Struct, kw_only=True, dict=True):
     user: NonEmptyStr | None = None
     metadata: Any = None
     nvext: NvExt | None = None
-
-    @property
-    def unknown_fields(self) -> tuple[str, ...]:
-        """Top-level names this gateway does not know and has accepted all the same."""
-        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
-        return names
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from dynamo.frontend.answer_extras import AnswerExtras
-from dynamo.frontend.body_fields import NAMES, BodyFields, RequestPolicy
+from dynamo.frontend.body_fields import BodyReader, RequestPolicy
 from dynamo.frontend.error_formats import ErrorFormat
 from dynamo.frontend.field_names import FieldNames
 from dynamo.frontend.inference import JSON, RequestIds
 from dynamo.frontend.metrics import RequestRecord
 from dynamo.frontend.openai_answers import Choice, JsonObject
 from dynamo.frontend.openai_compatibility import Api, Row, forwarded, honoured, no_effect, refused
-from dynamo.frontend.openai_diagnosis import explain
 from dynamo.frontend.openai_messages import check_arguments
 from dynamo.frontend.openai_requests import ChatCompletionRequest
 from dynamo.frontend.openai_rules import check_chat
@@ -95,6 +92,7 @@ NAMES_OF_CHAT = FieldNames(
     (r"max_completion_tokens", "max_output_tokens"),
 )
 INPUT_TOKENS = Api("`POST /v1/responses/input_tokens`", ResponsesPrompt, _OF_PROMPT)
+_RESPONSES, _INPUT_TOKENS = BodyReader(RESPONSES), BodyReader(INPUT_TOKENS)
 
 
 class ResponsesMouth:
@@ -104,18 +102,14 @@ class ResponsesMouth:
         self.errors = errors
         self._policy = policy
         self._store = store
-        self._responses: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ResponsesRequest)
-        self._prompts: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ResponsesPrompt)
-        self._fields = BodyFields(RESPONSES)
-        self._prompt_fields = BodyFields(INPUT_TOKENS)
 
     def decode(self, body: bytes) -> ResponsesRequest:
-        request: ResponsesRequest = self._read(body, self._responses, self._fields, ResponsesRequest)
+        request: ResponsesRequest = _RESPONSES.read(body, self._policy, _refuse_what_only_openai_has)
         return request
 
     def decode_prompt(self, body: bytes) -> ChatCompletionRequest:
         """Of a request to count its tokens."""
-        request: ResponsesPrompt = self._read(body, self._prompts, self._prompt_fields, ResponsesPrompt)
+        request: ResponsesPrompt = _INPUT_TOKENS.read(body, self._policy, _refuse_what_only_openai_has)
         chat = prompt_of(request, self._past(request))
         with NAMES_OF_CHAT.told():
             check_chat(chat)
@@ -152,15 +146,6 @@ class ResponsesMouth:
         if choice.parts is not None:
             self._keep(request, response, choice)
         return encode(response | ({"nvext": nvext} if nvext else {}))
-
-    def _read(self, body: bytes, decoder: msgspec.json.Decoder[Any], fields: BodyFields, kind: type) -> Any:
-        try:
-            request, names = decoder.decode(body), NAMES.decode(body)
-        except (ValueError, RecursionError) as error:
-            raise explain(error, body, kind) from None
-        _refuse_what_only_openai_has(request)
-        fields.check(request, names, self._policy)
-        return request
 
     def _object(self, request: ResponsesRequest, record: RequestRecord, created: int) -> ResponseObject:
         return ResponseObject(request, record, created, is_stored=self._stores(request))

@@ -16,6 +16,7 @@ from dynamo.frontend.openai_requests import (
     NvExt,
     OutputTokens,
     ReasoningEffort,
+    RequestBody,
     ServiceTier,
     StreamOptions,
 )
@@ -45,7 +46,7 @@ class ReasoningConfig(Struct):
     generate_summary: str | None = None
 
 
-class ResponsesPrompt(Struct, kw_only=True, dict=True):
+class ResponsesPrompt(RequestBody, kw_only=True):
     """What makes up a prompt."""
 
     model: NonEmptyStr
@@ -60,12 +61,6 @@ class ResponsesPrompt(Struct, kw_only=True, dict=True):
     conversation: str | JsonObject | None = None
     truncation: Literal["auto", "disabled"] | None = None
     nvext: NvExt | None = None
-
-    @property
-    def unknown_fields(self) -> tuple[str, ...]:
-        """Top-level names this gateway does not know and has accepted all the same."""
-        names: tuple[str, ...] = self.__dict__.get("unknown_fields", ())
-        return names
 
 
 class ResponsesRequest(ResponsesPrompt, kw_only=True):
